@@ -1,0 +1,17 @@
+"""Grouped 2-D convolution, the heart of ResNeXt, as fast as the hardware allows."""
+
+from . import models
+from .dispatch import explain
+from .functional import grouped_conv2d
+from .nn import GroupedConv2d
+from .problem import ProblemError
+from .version import __version__
+
+__all__ = [
+    "GroupedConv2d",
+    "ProblemError",
+    "__version__",
+    "explain",
+    "grouped_conv2d",
+    "models",
+]

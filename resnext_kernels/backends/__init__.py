@@ -1,0 +1,18 @@
+"""The implementations behind the operators, best first.
+
+A backend is a module with one interface:
+
+- ``NAME``: its public name;
+- ``not_supported_reasons(problem, direction) -> list[str]``: empty where it serves the call;
+- ``fprop(problem, input, weight, bias, residual, relu) -> output``,
+  ``dgrad(problem, grad_output, weight) -> grad_input``,
+  ``wgrad(problem, grad_output, input) -> grad_weight``.
+
+Results carry the memory format of ``problem``; a weight gradient is contiguous.
+"""
+
+from types import ModuleType
+
+from . import aten, cpu
+
+BACKENDS: dict[str, ModuleType] = {module.NAME: module for module in (cpu, aten)}

@@ -1,0 +1,84 @@
+"""CPU kernels in C++ (csrc/cpu): channels_last native, vector instructions chosen at run time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..library import load_library
+from ..problem import ConvProblem, Direction
+
+NAME = "cpu"
+LIBRARY = load_library("_cpu")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def not_supported_reasons(problem: ConvProblem, direction: Direction) -> list[str]:
+    """Every reason why these kernels cannot serve ``direction`` of ``problem``."""
+    reasons = []
+    if not LIBRARY.loaded:
+        reasons.append(LIBRARY.message)
+    if problem.device != "cpu":
+        reasons.append(f"device {problem.device}, serves cpu")
+    if problem.dtype not in DTYPES:
+        names = ", ".join(str(dtype) for dtype in DTYPES)
+        reasons.append(f"dtype {problem.dtype}, serves {names}")
+    if 0 in problem.input_shape:
+        reasons.append(f"empty input {problem.input_shape}")
+    return reasons
+
+
+def isa() -> str:
+    """The instruction set the kernels run on: "avx512_bf16", "avx512", "avx2" or "portable"."""
+    return torch.ops.resnext_kernels_cpu.isa()
+
+
+def fprop(
+    problem: ConvProblem,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """Return ``relu?(conv(input, weight) + bias + residual)``, shape ``problem.output_shape``."""
+    out = _empty(problem.output_shape, problem)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=torch.channels_last)
+    if bias is not None:
+        bias = bias.contiguous()
+    torch.ops.resnext_kernels_cpu.fprop(
+        _pixels(input), weight.contiguous(), bias, residual, out, *_conv(problem), relu
+    )
+    return out.contiguous(memory_format=problem.memory_format)
+
+
+def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient by the input, shape ``problem.input_shape``."""
+    out = _empty(problem.input_shape, problem)
+    torch.ops.resnext_kernels_cpu.dgrad(
+        _pixels(grad_output), weight.contiguous(), out, *_conv(problem)
+    )
+    return out.contiguous(memory_format=problem.memory_format)
+
+
+def wgrad(problem: ConvProblem, grad_output: Tensor, input: Tensor) -> Tensor:
+    """Return the gradient by the weight, shape ``problem.weight_shape``, contiguous."""
+    out = input.new_empty(problem.weight_shape)
+    torch.ops.resnext_kernels_cpu.wgrad(_pixels(grad_output), _pixels(input), out, *_conv(problem))
+    return out
+
+
+def _pixels(tensor: Tensor) -> Tensor:
+    """``tensor`` with the channels of a pixel side by side; a copy only where they are not."""
+    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _empty(shape: tuple[int, ...], problem: ConvProblem) -> Tensor:
+    return torch.empty(shape, dtype=problem.dtype, memory_format=torch.channels_last)
+
+
+def _conv(problem: ConvProblem) -> tuple[list[int], list[int], list[int], int]:
+    return list(problem.stride), list(problem.padding), list(problem.dilation), problem.groups

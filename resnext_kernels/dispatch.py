@@ -1,0 +1,108 @@
+"""Which backend serves a call, and why."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from types import ModuleType
+
+from torch import Tensor
+
+from .backends import BACKENDS, aten
+from .problem import (
+    DIRECTIONS,
+    ConvProblem,
+    Direction,
+    IntOrPair,
+    ProblemError,
+    as_pair,
+    validate,
+)
+
+AUTO = "auto"
+
+
+def check_backend_name(backend: str) -> None:
+    """Raise `ProblemError` unless ``backend`` is "auto" or the name of a backend."""
+    if backend != AUTO and backend not in BACKENDS:
+        names = ", ".join(repr(name) for name in (AUTO, *BACKENDS))
+        raise ProblemError(f"backend={backend!r}: expected one of {names}")
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(problem: ConvProblem, direction: Direction, backend: str = AUTO) -> ModuleType:
+    """Return the backend module that serves ``direction`` of ``problem``.
+
+    A named backend that cannot serve the call raises `ProblemError` with every reason; "auto"
+    takes the first that can and that `loses_to_aten` does not rule out.
+    """
+    check_backend_name(backend)
+    if backend != AUTO:
+        reasons = BACKENDS[backend].not_supported_reasons(problem, direction)
+        if reasons:
+            raise ProblemError(
+                f"backend={backend!r} cannot serve {direction} of {problem}: " + "; ".join(reasons)
+            )
+        return BACKENDS[backend]
+    for module in BACKENDS.values():
+        if not auto_reasons_against(module, problem, direction):
+            return module
+    return aten
+
+
+def auto_reasons_against(
+    module: ModuleType, problem: ConvProblem, direction: Direction
+) -> list[str]:
+    """Why "auto" passes over ``module``: what it cannot do, or a measurement that speaks for ATen."""  # noqa: E501
+    return module.not_supported_reasons(problem, direction)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The backend chosen for each direction of a problem, and why each other one was not."""
+
+    problem: ConvProblem
+    chosen: dict[Direction, str]
+    reasons: dict[Direction, dict[str, list[str]]]
+
+    def __str__(self) -> str:
+        lines = [str(self.problem) + f" {str(self.problem.dtype).removeprefix('torch.')}"]
+        for direction, name in self.chosen.items():
+            lines.append(f"  {direction}: {name}")
+            for other, reasons in self.reasons[direction].items():
+                lines.append(f"    not {other}: {'; '.join(reasons)}")
+        return "\n".join(lines)
+
+
+def explain(
+    input: Tensor,
+    weight: Tensor,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> Explanation:
+    """Tell which backend "auto" takes for each direction of a call, and why not each other one.
+
+    Arguments as in `grouped_conv2d`; ``print`` the result.
+
+    Raises:
+        ProblemError: as `grouped_conv2d` would.
+    """
+    conv = (
+        as_pair("stride", stride, 1),
+        as_pair("padding", padding, 0),
+        as_pair("dilation", dilation, 1),
+    )
+    validate(input, weight, None, *conv, groups)
+    problem = ConvProblem.of(input, weight, *conv, groups)
+    chosen = {d: choose(problem, d).NAME for d in DIRECTIONS}
+    reasons = {
+        d: {
+            name: auto_reasons_against(module, problem, d) or [f"{chosen[d]} comes first"]
+            for name, module in BACKENDS.items()
+            if name != chosen[d]
+        }
+        for d in DIRECTIONS
+    }
+    return Explanation(problem, chosen, reasons)

@@ -1,0 +1,73 @@
+"""The function users call: `torch.nn.functional.conv2d` with a choice of backend."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops
+from .problem import IntOrPair, ProblemError, as_pair
+
+
+def grouped_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair | str = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Grouped 2-D convolution, a drop-in for `torch.nn.functional.conv2d`.
+
+    Args:
+        input: ``(N, C, H, W)`` or ``(C, H, W)``; float32, bfloat16, float16 or float64. Any
+            strides are right; channels_last is the fast path.
+        weight: ``(K, C/groups, R, S)``, dtype and device of ``input``.
+        bias: ``(K,)`` or None.
+        stride, padding, dilation: an int or ``(height, width)``, in pixels; ``padding`` also
+            "same" (stride 1 only) or "valid".
+        groups: number of groups; divides C and K.
+        backend: "auto", or the name of one backend, which then serves the call or raises.
+
+    Returns:
+        ``(N, K, P, Q)`` (or ``(K, P, Q)``) with the memory format `F.conv2d` would give it.
+
+    Raises:
+        ProblemError: names the argument, its value and what was expected; also with every reason
+            where a named backend cannot serve the call.
+    """
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
+        name, value = ("input", input) if not isinstance(input, Tensor) else ("weight", weight)
+        raise TypeError(f"{name}: {type(value).__name__}, expected a Tensor")
+    if input.dim() == 3:
+        batched = input.unsqueeze(0)
+        return grouped_conv2d(
+            batched, weight, bias, stride, padding, dilation, groups, backend=backend
+        ).squeeze(0)
+    strides, dilations = as_pair("stride", stride, 1), as_pair("dilation", dilation, 1)
+    if isinstance(padding, str):
+        input, pads = _named_padding(input, weight, padding, strides, dilations)
+    else:
+        pads = as_pair("padding", padding, 0)
+    return ops.grouped_conv2d(input, weight, bias, strides, pads, dilations, groups, backend)
+
+
+def _named_padding(
+    input: Tensor, weight: Tensor, padding: str, stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
+    """Resolve "same" and "valid"; an odd total of "same" pads one more at the bottom and right."""
+    if padding == "valid":
+        return input, (0, 0)
+    if padding != "same":
+        raise ProblemError(f"padding={padding!r}: expected 'same', 'valid', an int or a pair")
+    if stride != (1, 1):
+        raise ProblemError(f"stride={stride}: expected 1 with padding='same'")
+    if weight.dim() != 4:
+        raise ProblemError(f"weight: shape {tuple(weight.shape)}, expected 4 dimensions")
+    total_h, total_w = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
+    if total_h % 2 or total_w % 2:
+        input = F.pad(input, (0, total_w % 2, 0, total_h % 2))
+    return input, (total_h // 2, total_w // 2)

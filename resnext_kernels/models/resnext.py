@@ -1,0 +1,205 @@
+"""ResNeXt and, as its special case of cardinality 1, ResNet.
+
+One class covers the family. The paper is Xie, Girshick, Dollár, Tu and He, "Aggregated Residual
+Transformations for Deep Neural Networks", CVPR 2017, arXiv:1611.05431; "CxWd" in a model's name is
+its cardinality C and its bottleneck width W. Parameter names, initialisation and the place of the
+stride (on the 3x3 convolution) are torchvision's, so that checkpoints move freely between the two.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from ..nn import GroupedConv2d
+
+NormLayer = Callable[[int], nn.Module]
+Stem = Literal["imagenet", "cifar"]
+
+_STEM_CHANNELS = 64
+
+
+def _require_positive(**arguments: int) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a positive integer")
+
+
+def _conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+
+
+def _conv3x3(channels: int, stride: int, dilation: int, groups: int) -> nn.Conv2d:
+    conv = nn.Conv2d if groups == 1 else GroupedConv2d
+    return conv(
+        channels,
+        channels,
+        kernel_size=3,
+        stride=stride,
+        padding=dilation,
+        dilation=dilation,
+        groups=groups,
+        bias=False,
+    )
+
+
+class Bottleneck(nn.Module):
+    """The residual block 1x1, grouped 3x3, 1x1: figure 3(c) of the paper.
+
+    Maps (N, in_channels, H, W) to (N, 4 * planes, ceil(H / stride), ceil(W / stride)). The 3x3
+    convolution has `cardinality` groups of `planes * bottleneck_width / 64` channels. A projection
+    is the shortcut where the shape changes.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int,
+        dilation: int,
+        *,
+        cardinality: int,
+        bottleneck_width: int,
+        norm_layer: NormLayer,
+    ) -> None:
+        super().__init__()
+        width = planes * bottleneck_width // 64 * cardinality
+        out_channels = planes * self.expansion
+        self.conv1 = _conv1x1(in_channels, width)
+        self.bn1 = norm_layer(width)
+        self.conv2 = _conv3x3(width, stride, dilation, cardinality)
+        self.bn2 = norm_layer(width)
+        self.conv3 = _conv1x1(width, out_channels)
+        self.bn3 = norm_layer(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            projection = _conv1x1(in_channels, out_channels, stride)
+            self.downsample = nn.Sequential(projection, norm_layer(out_channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        x += shortcut
+        return self.relu(x)
+
+
+class ResNeXt(nn.Module):
+    """The network of table 1 of the paper: a stem, stages of `Bottleneck` blocks, a classifier.
+
+    Args:
+        layers: blocks of each stage. Stage i (from 0) has 256 * 2**i output channels, and every
+            stage but the first halves height and width.
+        cardinality: groups of each 3x3 convolution; 1 makes a ResNet.
+        bottleneck_width: channels of one group in the first stage; they double from stage to stage.
+        num_classes: outputs of the classifier.
+        zero_init_residual: the last normalisation of each block starts at zero, and so each block
+            as the identity.
+        replace_stride_with_dilation: one flag for each stage after the first; where true, the stage
+            keeps the resolution and dilates its 3x3 convolutions instead. None: all false.
+        norm_layer: makes the normalisation for a number of channels; None: `nn.BatchNorm2d`.
+        stem: "imagenet" is a 7x7 convolution and a 3x3 max-pooling, both of stride 2; "cifar" is a
+            3x3 convolution of stride 1 (section 5.3 of the paper).
+
+    `forward` maps floating-point images (N, 3, H, W) to logits (N, num_classes).
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        *,
+        cardinality: int,
+        bottleneck_width: int,
+        num_classes: int = 1000,
+        zero_init_residual: bool = False,
+        replace_stride_with_dilation: Sequence[bool] | None = None,
+        norm_layer: NormLayer | None = None,
+        stem: Stem = "imagenet",
+    ) -> None:
+        super().__init__()
+        _require_positive(
+            num_stages=len(layers),
+            cardinality=cardinality,
+            bottleneck_width=bottleneck_width,
+            num_classes=num_classes,
+            **{f"layers[{stage}]": blocks for stage, blocks in enumerate(layers)},
+        )
+        if stem not in get_args(Stem):
+            raise ValueError(f"stem={stem!r}: expected one of {', '.join(get_args(Stem))}")
+        dilated = replace_stride_with_dilation
+        if dilated is None:
+            dilated = [False] * (len(layers) - 1)
+        if len(dilated) != len(layers) - 1:
+            raise ValueError(
+                f"replace_stride_with_dilation={replace_stride_with_dilation!r}: expected None or "
+                f"{len(layers) - 1} flags, one for each stage after the first"
+            )
+        norm_layer = norm_layer or nn.BatchNorm2d
+        block = partial(
+            Bottleneck,
+            cardinality=cardinality,
+            bottleneck_width=bottleneck_width,
+            norm_layer=norm_layer,
+        )
+        self.cardinality = cardinality
+        self.bottleneck_width = bottleneck_width
+        self._add_stem(stem, norm_layer)
+        channels = self._add_stages(layers, dilated, block)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+        self._initialise(zero_init_residual)
+
+    def _add_stem(self, stem: Stem, norm_layer: NormLayer) -> None:
+        self.maxpool: nn.Module
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, _STEM_CHANNELS, 7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.conv1 = nn.Conv2d(3, _STEM_CHANNELS, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = norm_layer(_STEM_CHANNELS)
+        self.relu = nn.ReLU(inplace=True)
+
+    def _add_stages(
+        self, layers: Sequence[int], dilated: Sequence[bool], block: Callable[..., Bottleneck]
+    ) -> int:
+        """Adds layer1, layer2, ... and returns the channels of the last."""
+        self._stages = [f"layer{stage}" for stage in range(1, len(layers) + 1)]
+        channels, planes, shrink, dilation = _STEM_CHANNELS, _STEM_CHANNELS, 1, 1
+        for name, blocks, dilate in zip(self._stages, layers, (False, *dilated), strict=True):
+            # The first block still sees the previous stage's sampling grid, hence its dilation.
+            first_dilation = dilation
+            dilation *= shrink if dilate else 1
+            first = block(channels, planes, 1 if dilate else shrink, first_dilation)
+            channels = planes * Bottleneck.expansion
+            rest = (block(channels, planes, 1, dilation) for _ in range(blocks - 1))
+            self.add_module(name, nn.Sequential(first, *rest))
+            planes, shrink = 2 * planes, 2
+        return channels
+
+    def _initialise(self, zero_init_residual: bool) -> None:
+        """He initialisation (arXiv:1502.01852, fan-out); normalisations start as the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.affine:
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+        for module in self.modules() if zero_init_residual else ():
+            if isinstance(module, Bottleneck) and isinstance(module.bn3.weight, nn.Parameter):
+                nn.init.zeros_(module.bn3.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for stage in self._stages:
+            x = getattr(self, stage)(x)
+        return self.fc(torch.flatten(self.avgpool(x), 1))

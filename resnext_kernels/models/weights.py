@@ -1,0 +1,282 @@
+"""Weights for the model family: where they come from, and whose names they carry.
+
+Accepted names of parameters, told apart by themselves:
+- torchvision's and timm's, which are this package's own;
+- the numbers of the Torch7 release (github.com/facebookresearch/ResNeXt) after conversion to
+  PyTorch, `4.0.0.0.0.0.weight` or `features.4.0.0.0.0.0.weight`.
+Prefixes that wrappers add (`module.`, `model.`, `_orig_mod.`), checkpoints that keep the weights
+under "state_dict" or "model", and other usual names of the classifier are all understood.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+
+class PublishedWeights(Protocol):
+    """What is used of a member of torchvision's weight enumerations."""
+
+    @property
+    def url(self) -> str: ...
+
+
+Weights: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | PublishedWeights
+
+_HOST = "https://download.pytorch.org/models/"
+_PUBLISHED = {
+    "resnet50": {
+        "IMAGENET1K_V1": "resnet50-0676ba61.pth",
+        "IMAGENET1K_V2": "resnet50-11ad3fa6.pth",
+    },
+    "resnet101": {
+        "IMAGENET1K_V1": "resnet101-63fe2227.pth",
+        "IMAGENET1K_V2": "resnet101-cd907fc2.pth",
+    },
+    "resnext50_32x4d": {
+        "IMAGENET1K_V1": "resnext50_32x4d-7cdf4587.pth",
+        "IMAGENET1K_V2": "resnext50_32x4d-1a0047aa.pth",
+    },
+    "resnext101_32x8d": {
+        "IMAGENET1K_V1": "resnext101_32x8d-8ba56ff5.pth",
+        "IMAGENET1K_V2": "resnext101_32x8d-110c445d.pth",
+    },
+    "resnext101_64x4d": {
+        "IMAGENET1K_V1": "resnext101_64x4d-173b62eb.pth",
+    },
+}  # The names of torchvision's weights; "DEFAULT" stands for an architecture's last entry.
+
+_WRAPPERS = ("state_dict", "model")
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+_CLASSIFIER = re.compile(r"(last_linear|classifier|head\.fc|head)\.(?=(weight|bias)$)")
+_NUMBERED = re.compile(r"(?:features\.)?(\d+(?:\.\d+)*)\.(\w+)")
+_BRANCHES = (
+    ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
+    ("downsample.0", "downsample.1"),
+)
+_COUNTER = "num_batches_tracked"
+
+
+def load_weights(
+    model: nn.Module, weights: Weights, *, architecture: str = "", progress: bool = True
+) -> None:
+    """Copies weights into a model, in place and strictly; the model keeps its dtype and device.
+
+    Args:
+        model: a model with torchvision's parameter names.
+        weights: a file (.safetensors, else one that `torch.load(weights_only=True)` reads), a
+            state_dict, a name such as "IMAGENET1K_V2" or "DEFAULT", or a member of a torchvision
+            weight enumeration. Names and members are downloaded once by `torch.hub`.
+        architecture: the function that built the model, by which a name is looked up.
+        progress: show the download's progress.
+
+    Raises:
+        ValueError: no such file or name, an unreadable file, or weights that do not fit the model.
+            The message lists the keys; the model is left untouched.
+        ConnectionError: the download failed; the message says from where.
+        ImportError: a .safetensors file without the safetensors package.
+    """
+    state = canonical_state_dict(_fetch(weights, architecture, progress))
+    expected = model.state_dict()
+    # BatchNorm's counter is in newer checkpoints only, and evaluation never reads it.
+    state = {
+        key: value for key, value in state.items() if key in expected or not key.endswith(_COUNTER)
+    }
+    _check_fit(state, expected)
+    model.load_state_dict(state)
+
+
+def canonical_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint in any accepted naming, under torchvision's names.
+
+    Raises:
+        ValueError: an entry is not a tensor, or numbered names do not form a ResNeXt.
+    """
+    for wrapper in _WRAPPERS:
+        if isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    strangers = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if strangers or not state:
+        found = f"not tensors: {_listed(strangers)}" if strangers else "an empty mapping"
+        raise ValueError(f"weights hold {found}; expected a state_dict, from name to tensor")
+    state = _without_prefixes(state)
+    state = {_CLASSIFIER.sub("fc.", key): value for key, value in state.items()}
+    numbered = {key: match for key in state if (match := _NUMBERED.fullmatch(key))}
+    names = _names_of_numbers({_path(match) for match in numbered.values()})
+    return {
+        f"{names[_path(numbered[key])]}.{numbered[key][2]}" if key in numbered else key: value
+        for key, value in state.items()
+    }
+
+
+def calibrated(build: Callable[[], nn.Module], images: Tensor, seed: int = 0) -> nn.Module:
+    """A model with seeded random weights whose BatchNorm statistics are those of some images.
+
+    It stands in where no trained weights are at hand: its activations have the scale and the
+    variety of a trained network's, so that times, and differences between kernels, mean what they
+    would there. Its predictions mean nothing. The weights are those that `build` draws; then one
+    forward pass over all images as one batch sets every running mean and variance.
+
+    Args:
+        build: makes the model on the CPU, for example `models.resnext50_32x4d`.
+        images: (N, 3, H, W), floating point, normalised as the model expects, at least 2 images.
+        seed: of the CPU's random generator, whose state is restored afterwards.
+
+    Returns:
+        The model in evaluation mode, on the images' device, in the images' dtype.
+
+    Raises:
+        ValueError: images of another rank, dtype or number.
+    """
+    if images.ndim != 4 or len(images) < 2 or not images.is_floating_point():
+        raise ValueError(
+            f"images of shape {tuple(images.shape)} and dtype {images.dtype}: expected a "
+            "floating-point (N, 3, H, W) with N >= 2"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = build().to(images.device, images.dtype).train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+def _fetch(weights: Weights, architecture: str, progress: bool) -> Mapping[str, Any]:
+    if isinstance(weights, Mapping):
+        return weights
+    if isinstance(weights, (str, os.PathLike)):
+        published = _PUBLISHED.get(architecture, {})
+        names = [*published, "DEFAULT"] if published else []
+        if weights in names:
+            file = published.get(str(weights), list(published.values())[-1])
+            return _download(_HOST + file, progress)
+        path = Path(weights)
+        if path.is_file():
+            return _read(path)
+        known = f"a published name ({', '.join(names)}) or " if names else ""
+        raise ValueError(
+            f"weights={os.fspath(weights)!r}: no such file; for {architecture or 'this model'}, "
+            f"expected {known}the path of a .pth, .pt or .safetensors file"
+        )
+    if isinstance(url := getattr(weights, "url", None), str):
+        return _download(url, progress)
+    raise ValueError(
+        f"weights={weights!r}: expected a path, a name, a state_dict or torchvision weights"
+    )
+
+
+def _download(url: str, progress: bool) -> Mapping[str, Any]:
+    try:
+        return torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", progress=progress, check_hash=True, weights_only=True
+        )
+    except OSError as error:
+        raise ConnectionError(
+            f"could not download {url} ({error}); without a network, fetch that file elsewhere "
+            "and pass its path as weights="
+        ) from error
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"weights={str(path)!r}: not a file that torch.load(weights_only=True) reads: {error}"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"weights={str(path)!r} holds a {type(state).__name__}; expected a state_dict"
+        )
+    return state
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(
+            f"weights={str(path)!r} needs the safetensors package: pip install safetensors"
+        ) from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"weights={str(path)!r}: not a safetensors file: {error}") from error
+
+
+def _without_prefixes(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            return _without_prefixes({key.removeprefix(prefix): state[key] for key in state})
+    return state
+
+
+def _path(match: re.Match[str]) -> tuple[int, ...]:
+    return tuple(int(number) for number in match[1].split("."))
+
+
+def _names_of_numbers(paths: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], str]:
+    """torchvision's names of a numbered ResNeXt's modules that hold parameters.
+
+    A module's path is the list of places from the outermost container inwards. Inside a block
+    (stage, block, 0, branch, ...), branch 0 is the residual and branch 1 the projection; how deep
+    the containers nest there differs between releases, but never the order. Modules outside the
+    blocks are the stem and the classifier.
+    """
+    paths = sorted(paths)
+    outside = [path for path in paths if len(path) < 4]
+    inside = [path for path in paths if len(path) >= 4]
+    names = dict(zip(outside, ("conv1", "bn1", "fc"), strict=False))
+    stages = sorted({path[0] for path in inside})
+    for (stage, block, branch), group in groupby(inside, lambda path: (*path[:2], path[3])):
+        members = list(group)
+        roles = _BRANCHES[branch] if branch < len(_BRANCHES) else ()
+        if len(members) != len(roles):
+            raise ValueError(
+                f"weights: branch {branch} of block {stage}.{block} has {len(members)} modules "
+                f"with parameters; expected {len(roles)}, as in a ResNeXt"
+            )
+        prefix = f"layer{stages.index(stage) + 1}.{block}."
+        names.update(zip(members, (prefix + role for role in roles), strict=True))
+    return names
+
+
+def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    classes, wanted = state.get("fc.weight"), expected.get("fc.weight")
+    if classes is not None and wanted is not None and len(classes) != len(wanted):
+        raise ValueError(
+            f"num_classes={len(wanted)} does not fit the weights: expected {len(classes)}, the "
+            "rows of their classifier"
+        )
+    missing = [key for key in expected.keys() - state.keys() if not key.endswith(_COUNTER)]
+    unexpected = state.keys() - expected.keys()
+    reshaped = [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in state.keys() & expected.keys()
+        if state[key].shape != expected[key].shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    found = "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in problems.items() if keys)
+    if found:
+        raise ValueError(f"weights do not fit the model: {found}")
+
+
+def _listed(keys: Iterable[str]) -> str:
+    return ", ".join(sorted(keys))

@@ -1,0 +1,308 @@
+"""The operators: schema, implementation, fake, autograd, autocast, vmap, FLOP formula."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import dispatch
+from .problem import ConvProblem, Pair, ProblemError, memory_format_of, validate
+
+_CONV = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
+_LIB = torch.library.Library("resnext_kernels", "DEF")
+_LIB.define(
+    f"grouped_conv2d(Tensor input, Tensor weight, Tensor? bias, {_CONV}, str backend) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIB.define(
+    f"grouped_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, {_CONV}, "
+    "bool[3] output_mask, str backend) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIB.define(
+    "grouped_conv2d_fused(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, "
+    f"{_CONV}, str activation, str backend) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+ACTIVATIONS = ("none", "relu")
+
+
+def _checked_problem(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> ConvProblem:
+    for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):  # noqa: E501
+        if min(value) < least:
+            raise ProblemError(f"{name}={tuple(value)}: expected values >= {least}")
+    validate(input, weight, bias, stride, padding, dilation, groups)
+    return ConvProblem.of(input, weight, stride, padding, dilation, groups)
+
+
+def _grouped_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    backend: str,
+) -> Tensor:
+    return _grouped_conv2d_fused(
+        input, weight, bias, None, stride, padding, dilation, groups, "none", backend
+    )
+
+
+def _grouped_conv2d_fused(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    backend: str,
+) -> Tensor:
+    problem = _checked_problem(input, weight, bias, stride, padding, dilation, groups)
+    _check_epilogue(problem, residual, activation)
+    chosen = dispatch.choose(problem, "fprop", backend)
+    return chosen.fprop(problem, input, weight, bias, residual, activation == "relu")
+
+
+def _check_epilogue(problem: ConvProblem, residual: Tensor | None, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ProblemError(f"activation={activation!r}: expected one of {ACTIVATIONS}")
+    if residual is None:
+        return
+    if tuple(residual.shape) != problem.output_shape or residual.dtype != problem.dtype:
+        raise ProblemError(
+            f"residual: {residual.dtype} of shape {tuple(residual.shape)}, "
+            f"expected {problem.dtype} of shape {problem.output_shape}"
+        )
+
+
+def _grouped_conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    output_mask: Sequence[bool],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    problem = _checked_problem(input, weight, None, stride, padding, dilation, groups)
+    if tuple(grad_output.shape) != problem.output_shape or grad_output.dtype != problem.dtype:
+        raise ProblemError(
+            f"grad_output: {grad_output.dtype} of shape {tuple(grad_output.shape)}, "
+            f"expected {problem.dtype} of shape {problem.output_shape}"
+        )
+    grad_input, grad_weight, grad_bias = (grad_output.new_empty(0) for _ in range(3))
+    if output_mask[0]:
+        chosen = dispatch.choose(problem, "dgrad", backend)
+        grad_input = chosen.dgrad(problem, grad_output, weight)
+    if output_mask[1]:
+        chosen = dispatch.choose(problem, "wgrad", backend)
+        grad_weight = chosen.wgrad(problem, grad_output, input)
+        grad_weight = grad_weight.contiguous(memory_format=_format(weight))
+    if output_mask[2]:
+        grad_bias = grad_output.sum((0, 2, 3))
+    return grad_input, grad_weight, grad_bias
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    return torch._prims_common.suggest_memory_format(tensor)
+
+
+for _name, _function in (
+    ("grouped_conv2d", _grouped_conv2d),
+    ("grouped_conv2d_backward", _grouped_conv2d_backward),
+    ("grouped_conv2d_fused", _grouped_conv2d_fused),
+):
+    _LIB.impl(_name, _function, "CompositeExplicitAutograd")
+
+grouped_conv2d = torch.ops.resnext_kernels.grouped_conv2d.default
+grouped_conv2d_backward = torch.ops.resnext_kernels.grouped_conv2d_backward.default
+grouped_conv2d_fused = torch.ops.resnext_kernels.grouped_conv2d_fused.default
+
+
+@torch.library.register_fake("resnext_kernels::grouped_conv2d", lib=_LIB)
+def _fake_forward(input, weight, bias, stride, padding, dilation, groups, backend):
+    dispatch.check_backend_name(backend)
+    problem = _checked_problem(input, weight, bias, stride, padding, dilation, groups)
+    return torch.empty(
+        problem.output_shape, dtype=input.dtype, device=input.device,
+        memory_format=problem.memory_format,
+    )  # fmt: skip
+
+
+@torch.library.register_fake("resnext_kernels::grouped_conv2d_fused", lib=_LIB)
+def _fake_fused(
+    input, weight, bias, residual, stride, padding, dilation, groups, activation, backend
+):
+    out = _fake_forward(input, weight, bias, stride, padding, dilation, groups, backend)
+    problem = _checked_problem(input, weight, bias, stride, padding, dilation, groups)
+    _check_epilogue(problem, residual, activation)
+    return out
+
+
+@torch.library.register_fake("resnext_kernels::grouped_conv2d_backward", lib=_LIB)
+def _fake_backward(
+    grad_output, input, weight, stride, padding, dilation, groups, output_mask, backend
+):
+    def like(tensor: Tensor, wanted: bool, memory_format: torch.memory_format) -> Tensor:
+        if not wanted:
+            return grad_output.new_empty(0)
+        return torch.empty(
+            tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=memory_format
+        )
+
+    return (
+        like(input, output_mask[0], memory_format_of(input, weight)),
+        like(weight, output_mask[1], _format(weight)),
+        grad_output.new_empty(weight.shape[0] if output_mask[2] else 0),
+    )
+
+
+def _setup_forward(ctx, inputs, output) -> None:
+    input, weight, bias, *ctx.conv, ctx.backend = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(input, weight)
+
+
+def _backward_of_forward(ctx, grad_output):
+    input, weight = ctx.saved_tensors
+    mask = list(ctx.needs_input_grad[:3])
+    mask[2] = mask[2] and ctx.has_bias
+    grads = _masked_backward(grad_output, input, weight, ctx.conv, mask, ctx.backend)
+    return (*grads, None, None, None, None, None)
+
+
+def _masked_backward(grad_output, input, weight, conv, mask, backend):
+    """The backward operator with None in the place of each gradient that is not needed."""
+    if not any(mask):
+        return [None] * 3
+    grads = grouped_conv2d_backward(grad_output, input, weight, *conv, mask, backend)
+    return [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
+
+
+def _setup_backward(ctx, inputs, output) -> None:
+    grad_output, input, weight, *ctx.conv, ctx.output_mask, ctx.backend = inputs
+    ctx.save_for_backward(grad_output, input, weight)
+    ctx.set_materialize_grads(False)
+
+
+def _double_backward(ctx, *grad_grads):
+    """The three gradients are bilinear in (grad_output, input, weight): differentiate each."""
+    grad_grad_input, grad_grad_weight, grad_grad_bias = (
+        grad if wanted else None for grad, wanted in zip(grad_grads, ctx.output_mask, strict=True)
+    )
+    grad_output, input, weight = ctx.saved_tensors
+    conv, backend = ctx.conv, ctx.backend
+    needs_grad_output, needs_input, needs_weight = ctx.needs_input_grad[:3]
+    to_grad_output = to_input = to_weight = None
+    terms = []
+    if grad_grad_input is not None and needs_grad_output:
+        terms.append(grouped_conv2d(grad_grad_input, weight, None, *conv, backend))
+    if grad_grad_weight is not None and needs_grad_output:
+        terms.append(grouped_conv2d(input, grad_grad_weight, None, *conv, backend))
+    if grad_grad_bias is not None and needs_grad_output:
+        terms.append(grad_grad_bias.view(1, -1, 1, 1).expand_as(grad_output))
+    if terms:
+        to_grad_output = sum(terms[1:], terms[0])
+    if grad_grad_weight is not None and needs_input:
+        to_input = _masked_backward(
+            grad_output, input, grad_grad_weight, conv, [True, False, False], backend
+        )[0]
+    if grad_grad_input is not None and needs_weight:
+        to_weight = _masked_backward(
+            grad_output, grad_grad_input, weight, conv, [False, True, False], backend
+        )[1]
+    return (to_grad_output, to_input, to_weight, None, None, None, None, None, None)
+
+
+def _setup_fused(ctx, inputs, output) -> None:
+    input, weight, bias, _, *ctx.conv, ctx.activation, ctx.backend = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(input, weight, output)
+
+
+def _backward_of_fused(ctx, grad_output):
+    input, weight, output = ctx.saved_tensors
+    if ctx.activation == "relu":
+        grad_output = grad_output * (output > 0)
+    mask = list(ctx.needs_input_grad[:3])
+    mask[2] = mask[2] and ctx.has_bias
+    grads = _masked_backward(grad_output, input, weight, ctx.conv, mask, ctx.backend)
+    to_residual = grad_output if ctx.needs_input_grad[3] else None
+    return (*grads, to_residual, None, None, None, None, None, None)
+
+
+torch.library.register_autograd(
+    "resnext_kernels::grouped_conv2d", _backward_of_forward, setup_context=_setup_forward, lib=_LIB
+)
+torch.library.register_autograd(
+    "resnext_kernels::grouped_conv2d_backward",
+    _double_backward,
+    setup_context=_setup_backward,
+    lib=_LIB,
+)
+torch.library.register_autograd(
+    "resnext_kernels::grouped_conv2d_fused", _backward_of_fused, setup_context=_setup_fused, lib=_LIB
+)
+
+
+def _register_autocast(operator, device_type: str) -> None:
+    """Cast floating operands (float64 excepted, as ATen does) to the dtype autocast has now."""
+    key = f"Autocast{device_type.upper()}"
+
+    def cast(value, dtype: torch.dtype):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        return value if value.dtype == torch.float64 else value.to(dtype)
+
+    def kernel(*args):
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):  # noqa: E501
+            return operator(*(cast(arg, dtype) for arg in args))
+
+    _LIB.impl(operator._schema.name.split("::")[1], kernel, key)
+
+
+for _operator in (grouped_conv2d, grouped_conv2d_fused):
+    for _device_type in ("cpu", "cuda"):
+        _register_autocast(_operator, _device_type)
+
+
+@register_flop_formula(torch.ops.resnext_kernels.grouped_conv2d)
+def _forward_flops(input_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    """2 FLOPs a MAC, as torch counts ``aten.convolution``."""
+    n, _, p, q = out_shape
+    k, c, r, s = weight_shape
+    return 2 * n * p * q * k * c * r * s
+
+
+@register_flop_formula(torch.ops.resnext_kernels.grouped_conv2d_fused)
+def _fused_flops(input_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    return _forward_flops(input_shape, weight_shape, out_shape=out_shape)
+
+
+@register_flop_formula(torch.ops.resnext_kernels.grouped_conv2d_backward)
+def _backward_flops(
+    grad_output_shape, input_shape, weight_shape, stride, padding, dilation, groups, output_mask,
+    *args, out_shape=None, **kwargs,
+) -> int:  # fmt: skip
+    """One forward's FLOPs for each of the two gradients that is wanted."""
+    one = _forward_flops(input_shape, weight_shape, out_shape=grad_output_shape)
+    return one * sum(output_mask[:2])

@@ -1,0 +1,202 @@
+"""One frozen description of a grouped convolution call: validation, shapes, FLOPs, bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Direction = Literal["fprop", "dgrad", "wgrad"]
+Pair = tuple[int, int]
+IntOrPair = int | Sequence[int]
+
+DIRECTIONS: tuple[Direction, ...] = ("fprop", "dgrad", "wgrad")
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class ProblemError(ValueError, RuntimeError):
+    """Bad arguments of a convolution.
+
+    A ``ValueError`` by nature, and a ``RuntimeError`` too because that is what
+    ``torch.nn.functional.conv2d`` raises, so existing handlers keep working.
+    """
+
+
+def as_pair(name: str, value: int | Sequence[int], least: int) -> Pair:
+    """Return ``value`` as ``(height, width)``; raise `ProblemError` unless both are >= ``least``."""
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) == 1:
+        pair = pair * 2
+    integral = all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in pair)
+    if len(pair) != 2 or not integral:
+        raise ProblemError(f"{name}={value!r}: expected an int or a pair of ints")
+    if any(v < least for v in pair):
+        raise ProblemError(f"{name}={value!r}: expected values >= {least}")
+    return pair[0], pair[1]
+
+
+def memory_format_of(input: Tensor, weight: Tensor) -> torch.memory_format:
+    """Memory format ATen gives the output: channels_last if either operand suggests it."""
+    suggest = torch._prims_common.suggest_memory_format
+    if suggest(input) == torch.channels_last or suggest(weight) == torch.channels_last:
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """A grouped 2-D convolution: ``(N, C, H, W) * (K, C/groups, R, S) -> (N, K, P, Q)``.
+
+    All pairs are ``(height, width)``. ``channels_last`` tells the memory format of the output.
+    """
+
+    batch: int
+    in_channels: int
+    in_size: Pair
+    out_channels: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    dtype: torch.dtype
+    device: str
+    channels_last: bool
+
+    @classmethod
+    def of(
+        cls,
+        input: Tensor,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> ConvProblem:
+        """Describe a call whose arguments were already checked by `validate`."""
+        n, c, h, w = input.shape
+        k, _, r, s = weight.shape
+        return cls(
+            n, c, (h, w), k, (r, s),
+            (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]),
+            groups, input.dtype, input.device.type,
+            memory_format_of(input, weight) == torch.channels_last,
+        )  # fmt: skip
+
+    @property
+    def out_size(self) -> Pair:
+        """Output height and width, in pixels (the formula of ``torch.nn.Conv2d``)."""
+        p, q = (
+            (i + 2 * pad - d * (k - 1) - 1) // s + 1
+            for i, pad, d, k, s in zip(
+                self.in_size, self.padding, self.dilation, self.kernel, self.stride, strict=True
+            )
+        )
+        return p, q
+
+    @property
+    def in_width(self) -> int:
+        """Input channels of one group."""
+        return self.in_channels // self.groups
+
+    @property
+    def out_width(self) -> int:
+        """Output channels of one group."""
+        return self.out_channels // self.groups
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.in_channels, *self.in_size)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return (self.out_channels, self.in_width, *self.kernel)
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.out_channels, *self.out_size)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of one direction (2 per MAC), padding counted as work."""
+        macs = math.prod(self.output_shape) * self.in_width * math.prod(self.kernel)
+        return 2 * macs
+
+    def bytes_moved(self) -> int:
+        """Least traffic of one direction in bytes: both operands read once, the result written."""
+        shapes = (self.input_shape, self.weight_shape, self.output_shape)
+        return sum(math.prod(s) for s in shapes) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        (h, w), (r, s) = self.in_size, self.kernel
+        text = f"{self.batch}x{self.in_channels}x{h}x{w} -> {self.out_channels} {r}x{s}"
+        text += f" g{self.groups}"
+        for letter, pair, default in (
+            ("s", self.stride, 1), ("p", self.padding, 0), ("d", self.dilation, 1),
+        ):  # fmt: skip
+            if pair != (default, default):
+                text += f" {letter}{pair[0]}" + (f"x{pair[1]}" if pair[0] != pair[1] else "")
+        return text
+
+
+def validate(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> None:
+    """Raise `ProblemError` naming the argument, its value and what was expected.
+
+    ``stride``, ``padding`` and ``dilation`` are pairs already checked by `as_pair`.
+    """
+    for name, tensor in (("input", input), ("weight", weight)):
+        if tensor.dim() != 4:
+            raise ProblemError(f"{name}: shape {tuple(tensor.shape)}, expected 4 dimensions")
+    _validate_types(input, weight, bias)
+    c, k = input.shape[1], weight.shape[0]
+    if groups < 1 or c % groups or k % groups:
+        raise ProblemError(
+            f"groups={groups}: expected a positive divisor of the input channels ({c}) "
+            f"and of the output channels ({k})"
+        )
+    if weight.shape[1] != c // groups or k == 0:
+        raise ProblemError(
+            f"weight: shape {tuple(weight.shape)}, expected (K > 0, {c // groups}, R, S) "
+            f"for {c} input channels in {groups} groups"
+        )
+    if bias is not None and tuple(bias.shape) != (k,):
+        raise ProblemError(f"bias: shape {tuple(bias.shape)}, expected ({k},)")
+    for axis, name in enumerate(("height", "width")):
+        size, taps = input.shape[2 + axis], weight.shape[2 + axis]
+        if taps < 1:
+            raise ProblemError(f"weight: kernel {name} {taps}, expected at least 1")
+        extent, padded = dilation[axis] * (taps - 1) + 1, size + 2 * padding[axis]
+        if extent > padded:
+            raise ProblemError(
+                f"weight: dilated kernel {name} {extent}, "
+                f"expected at most the padded input {name} {padded}"
+            )
+
+
+def _validate_types(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if input.dtype not in FLOATING:
+        names = ", ".join(str(d) for d in FLOATING)
+        raise ProblemError(f"input: dtype {input.dtype}, expected one of {names}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if tensor.dtype != input.dtype:
+            raise ProblemError(f"{name}: dtype {tensor.dtype}, expected {input.dtype} as the input")
+        if tensor.device != input.device:
+            raise ProblemError(f"{name}: on {tensor.device}, expected {input.device} as the input")
