@@ -5,6 +5,8 @@ the options of `ResNeXt` (`num_classes`, `zero_init_residual`, `replace_stride_w
 `norm_layer`). The counts are of parameters and of multiply-adds for one image.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,24 +23,18 @@ def _model(
     progress: bool,
     **options: Any,
 ) -> ResNeXt:
-    model = ResNeXt(
-        layers, cardinality=cardinality, bottleneck_width=bottleneck_width, **options
-    )
+    model = ResNeXt(layers, cardinality=cardinality, bottleneck_width=bottleneck_width, **options)
     if weights is not None:
         load_weights(model, weights, architecture=architecture, progress=progress)
     return model
 
 
-def resnet50(
-    *, weights: Weights | None = None, progress: bool = True, **options: Any
-) -> ResNeXt:
+def resnet50(*, weights: Weights | None = None, progress: bool = True, **options: Any) -> ResNeXt:
     """ResNet-50: 25,557,032 parameters, 4.1 GMAC for a 224x224 image."""
     return _model("resnet50", (3, 4, 6, 3), 1, 64, weights, progress, **options)
 
 
-def resnet101(
-    *, weights: Weights | None = None, progress: bool = True, **options: Any
-) -> ResNeXt:
+def resnet101(*, weights: Weights | None = None, progress: bool = True, **options: Any) -> ResNeXt:
     """ResNet-101: 44,549,160 parameters, 7.8 GMAC for a 224x224 image."""
     return _model("resnet101", (3, 4, 23, 3), 1, 64, weights, progress, **options)
 
@@ -74,7 +70,7 @@ def resnext101_64x4d(
 def resnext152_32x4d(
     *, weights: Weights | None = None, progress: bool = True, **options: Any
 ) -> ResNeXt:
-    """ResNeXt-152 32x4d: XX parameters, XX GMAC for a 224x224 image."""
+    """ResNeXt-152 32x4d: 59,951,400 parameters, 11.7 GMAC for a 224x224 image."""
     return _model("resnext152_32x4d", (3, 8, 36, 3), 32, 4, weights, progress, **options)
 
 
@@ -85,7 +81,7 @@ def resnext29_8x64d(
     num_classes: int = 10,
     **options: Any,
 ) -> ResNeXt:
-    """ResNeXt-29 8x64d for CIFAR: XX parameters, XX GMAC for a 32x32 image."""
+    """ResNeXt-29 8x64d for CIFAR: 34,426,698 parameters, 5.4 GMAC for a 32x32 image."""
     options = {"stem": "cifar", "num_classes": num_classes} | options
     return _model("resnext29_8x64d", (3, 3, 3), 8, 64, weights, progress, **options)
 
@@ -97,6 +93,6 @@ def resnext29_16x64d(
     num_classes: int = 10,
     **options: Any,
 ) -> ResNeXt:
-    """ResNeXt-29 16x64d for CIFAR: XX parameters, XX GMAC for a 32x32 image."""
+    """ResNeXt-29 16x64d for CIFAR: 68,155,210 parameters, 10.7 GMAC for a 32x32 image."""
     options = {"stem": "cifar", "num_classes": num_classes} | options
     return _model("resnext29_16x64d", (3, 3, 3), 16, 64, weights, progress, **options)

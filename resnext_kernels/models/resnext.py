@@ -6,6 +6,8 @@ its cardinality C and its bottleneck width W. Parameter names, initialisation an
 stride (on the 3x3 convolution) are torchvision's, so that checkpoints move freely between the two.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, get_args
@@ -87,7 +89,8 @@ class Bottleneck(nn.Module):
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(x))
         x += shortcut
-        return self.relu(x)
+        out: torch.Tensor = self.relu(x)
+        return out
 
 
 class ResNeXt(nn.Module):
@@ -159,15 +162,12 @@ class ResNeXt(nn.Module):
         self._initialise(zero_init_residual)
 
     def _add_stem(self, stem: Stem, norm_layer: NormLayer) -> None:
-        self.maxpool: nn.Module
-        if stem == "imagenet":
-            self.conv1 = nn.Conv2d(3, _STEM_CHANNELS, 7, stride=2, padding=3, bias=False)
-            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        else:
-            self.conv1 = nn.Conv2d(3, _STEM_CHANNELS, 3, padding=1, bias=False)
-            self.maxpool = nn.Identity()
+        imagenet = stem == "imagenet"
+        kernel, stride = (7, 2) if imagenet else (3, 1)
+        self.conv1 = nn.Conv2d(3, _STEM_CHANNELS, kernel, stride, kernel // 2, bias=False)
         self.bn1 = norm_layer(_STEM_CHANNELS)
         self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if imagenet else nn.Identity()
 
     def _add_stages(
         self, layers: Sequence[int], dilated: Sequence[bool], block: Callable[..., Bottleneck]
@@ -194,12 +194,18 @@ class ResNeXt(nn.Module):
             elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.affine:
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
-        for module in self.modules() if zero_init_residual else ():
-            if isinstance(module, Bottleneck) and isinstance(module.bn3.weight, nn.Parameter):
-                nn.init.zeros_(module.bn3.weight)
+        if zero_init_residual:
+            self._zero_residuals()
+
+    def _zero_residuals(self) -> None:
+        for module in self.modules():
+            scale = getattr(module.bn3, "weight", None) if isinstance(module, Bottleneck) else None
+            if scale is not None:
+                nn.init.zeros_(scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for stage in self._stages:
             x = getattr(self, stage)(x)
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        logits: torch.Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits

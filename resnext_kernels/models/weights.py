@@ -11,7 +11,6 @@ under "state_dict" or "model", and other usual names of the classifier are all u
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
@@ -20,6 +19,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 
 class PublishedWeights(Protocol):
@@ -108,26 +108,20 @@ def canonical_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
         found = f"not tensors: {_listed(strangers)}" if strangers else "an empty mapping"
         raise ValueError(f"weights hold {found}; expected a state_dict, from name to tensor")
     state = _without_prefixes(state)
-    state = {_CLASSIFIER.sub("fc.", key): value for key, value in state.items()}
-    numbered = {key: match for key in state if (match := _NUMBERED.fullmatch(key))}
-    names = _names_of_numbers({_path(match) for match in numbered.values()})
-    return {
-        f"{names[_path(numbered[key])]}.{numbered[key][2]}" if key in numbered else key: value
-        for key, value in state.items()
-    }
+    return _without_numbers({_CLASSIFIER.sub("fc.", key): state[key] for key in state})
 
 
 def calibrated(build: Callable[[], nn.Module], images: Tensor, seed: int = 0) -> nn.Module:
     """A model with seeded random weights whose BatchNorm statistics are those of some images.
 
-    It stands in where no trained weights are at hand: its activations have the scale and the
-    variety of a trained network's, so that times, and differences between kernels, mean what they
-    would there. Its predictions mean nothing. The weights are those that `build` draws; then one
-    forward pass over all images as one batch sets every running mean and variance.
+    It stands in where no trained weights are at hand: activations keep their scale through all
+    layers and differ from image to image, so that times and differences between kernels can be
+    measured. The predictions mean nothing. The weights are those that `build` draws; one forward
+    pass over all images as one batch then sets every running mean and variance.
 
     Args:
         build: makes the model on the CPU, for example `models.resnext50_32x4d`.
-        images: (N, 3, H, W), floating point, normalised as the model expects, at least 2 images.
+        images: (N, 3, H, W), floating point, normalised as the model expects.
         seed: of the CPU's random generator, whose state is restored afterwards.
 
     Returns:
@@ -136,22 +130,15 @@ def calibrated(build: Callable[[], nn.Module], images: Tensor, seed: int = 0) ->
     Raises:
         ValueError: images of another rank, dtype or number.
     """
-    if images.ndim != 4 or len(images) < 2 or not images.is_floating_point():
+    if images.ndim != 4 or images.numel() == 0 or not images.is_floating_point():
         raise ValueError(
-            f"images of shape {tuple(images.shape)} and dtype {images.dtype}: expected a "
-            "floating-point (N, 3, H, W) with N >= 2"
+            f"images of shape {tuple(images.shape)} and dtype {images.dtype}: expected "
+            "floating-point (N, 3, H, W) with N >= 1"
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = build().to(images.device, images.dtype).train()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+        model = build().to(images.device, images.dtype)
+    update_bn([images], model)
     return model.eval()
 
 
@@ -159,24 +146,30 @@ def _fetch(weights: Weights, architecture: str, progress: bool) -> Mapping[str, 
     if isinstance(weights, Mapping):
         return weights
     if isinstance(weights, (str, os.PathLike)):
-        published = _PUBLISHED.get(architecture, {})
-        names = [*published, "DEFAULT"] if published else []
-        if weights in names:
-            file = published.get(str(weights), list(published.values())[-1])
-            return _download(_HOST + file, progress)
+        if url := _published_url(architecture, str(weights)):
+            return _download(url, progress)
         path = Path(weights)
         if path.is_file():
             return _read(path)
-        known = f"a published name ({', '.join(names)}) or " if names else ""
+        names = ", ".join([*_PUBLISHED.get(architecture, ()), "DEFAULT"])
+        known = f"{names} or " if architecture in _PUBLISHED else ""
         raise ValueError(
-            f"weights={os.fspath(weights)!r}: no such file; for {architecture or 'this model'}, "
-            f"expected {known}the path of a .pth, .pt or .safetensors file"
+            f"weights={str(weights)!r}: no such file; expected {known}the path of a .pth, .pt or "
+            f".safetensors file"
         )
     if isinstance(url := getattr(weights, "url", None), str):
         return _download(url, progress)
     raise ValueError(
         f"weights={weights!r}: expected a path, a name, a state_dict or torchvision weights"
     )
+
+
+def _published_url(architecture: str, name: str) -> str | None:
+    files = _PUBLISHED.get(architecture)
+    if files is None:
+        return None
+    file = list(files.values())[-1] if name == "DEFAULT" else files.get(name)
+    return file and _HOST + file
 
 
 def _download(url: str, progress: bool) -> Mapping[str, Any]:
@@ -196,7 +189,9 @@ def _read(path: Path) -> Mapping[str, Any]:
         return _read_safetensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # A damaged file makes the unpickler raise almost anything.
         raise ValueError(
             f"weights={str(path)!r}: not a file that torch.load(weights_only=True) reads: {error}"
         ) from error
@@ -232,6 +227,13 @@ def _path(match: re.Match[str]) -> tuple[int, ...]:
     return tuple(int(number) for number in match[1].split("."))
 
 
+def _without_numbers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    numbered = {key: match for key in state if (match := _NUMBERED.fullmatch(key))}
+    modules = _names_of_numbers({_path(match) for match in numbered.values()})
+    names = {key: f"{modules[_path(match)]}.{match[2]}" for key, match in numbered.items()}
+    return {names.get(key, key): value for key, value in state.items()}
+
+
 def _names_of_numbers(paths: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], str]:
     """torchvision's names of a numbered ResNeXt's modules that hold parameters.
 
@@ -243,6 +245,11 @@ def _names_of_numbers(paths: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...],
     paths = sorted(paths)
     outside = [path for path in paths if len(path) < 4]
     inside = [path for path in paths if len(path) >= 4]
+    if len(outside) > 3:
+        raise ValueError(
+            f"weights: {len(outside)} numbered modules with parameters stand outside the blocks; "
+            "expected a ResNeXt's stem convolution, its normalisation and the classifier"
+        )
     names = dict(zip(outside, ("conv1", "bn1", "fc"), strict=False))
     stages = sorted({path[0] for path in inside})
     for (stage, block, branch), group in groupby(inside, lambda path: (*path[:2], path[3])):
@@ -259,11 +266,11 @@ def _names_of_numbers(paths: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...],
 
 
 def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    classes, wanted = state.get("fc.weight"), expected.get("fc.weight")
-    if classes is not None and wanted is not None and len(classes) != len(wanted):
+    given, wanted = state.get("fc.bias"), expected.get("fc.bias")
+    if given is not None and wanted is not None and given.shape != wanted.shape:
         raise ValueError(
-            f"num_classes={len(wanted)} does not fit the weights: expected {len(classes)}, the "
-            "rows of their classifier"
+            f"num_classes={wanted.numel()} does not fit the weights: expected {given.numel()}, "
+            "the outputs of their classifier"
         )
     missing = [key for key in expected.keys() - state.keys() if not key.endswith(_COUNTER)]
     unexpected = state.keys() - expected.keys()
@@ -278,5 +285,7 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> N
         raise ValueError(f"weights do not fit the model: {found}")
 
 
-def _listed(keys: Iterable[str]) -> str:
-    return ", ".join(sorted(keys))
+def _listed(keys: Iterable[str], most: int = 20) -> str:
+    keys = sorted(keys)
+    rest = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + rest

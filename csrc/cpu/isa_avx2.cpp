@@ -1,0 +1,20 @@
+// Kernels for AVX2 with FMA.
+#include "isa_begin.h"
+#if defined(__x86_64__)
+#define RNK_BF16_DOT 0
+#define RNK_VECTOR_OPERAND(v) "+x"(v)
+#pragma GCC target("avx2,fma")
+namespace rnk::cpu::avx2 {
+namespace {
+#include "simd_avx2.h"
+#include "tap_kernels.h"
+#include "strategy.h"
+#include "tap_run.h"
+#include "wgrad_run.h"
+#include "peak.h"
+}  // namespace
+
+const Kernels table = {"avx2",    plan_taps,  pack_weights, run_taps,
+                       plan_wgrad, run_wgrad, reduce_wgrad, run_peak};
+}  // namespace rnk::cpu::avx2
+#endif

@@ -1,0 +1,20 @@
+// Kernels for AVX-512 with the bfloat16 dot product.
+#include "isa_begin.h"
+#if defined(__x86_64__)
+#define RNK_BF16_DOT 1
+#define RNK_VECTOR_OPERAND(v) "+v"(v)
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")
+namespace rnk::cpu::avx512_bf16 {
+namespace {
+#include "simd_avx512.h"
+#include "tap_kernels.h"
+#include "strategy.h"
+#include "tap_run.h"
+#include "wgrad_run.h"
+#include "peak.h"
+}  // namespace
+
+const Kernels table = {"avx512_bf16",    plan_taps,  pack_weights, run_taps,
+                       plan_wgrad, run_wgrad, reduce_wgrad, run_peak};
+}  // namespace rnk::cpu::avx512_bf16
+#endif

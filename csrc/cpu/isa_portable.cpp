@@ -1,0 +1,24 @@
+// Kernels for any processor.
+#include "isa_begin.h"
+#define RNK_BF16_DOT 0
+#if defined(__x86_64__)
+#define RNK_VECTOR_OPERAND(v) "+x"(v)
+#elif defined(__aarch64__)
+#define RNK_VECTOR_OPERAND(v) "+w"(v)
+#else
+#define RNK_VECTOR_OPERAND(v) "+m"(v)
+#endif
+
+namespace rnk::cpu::portable {
+namespace {
+#include "simd_portable.h"
+#include "tap_kernels.h"
+#include "strategy.h"
+#include "tap_run.h"
+#include "wgrad_run.h"
+#include "peak.h"
+}  // namespace
+
+const Kernels table = {"portable",    plan_taps,  pack_weights, run_taps,
+                       plan_wgrad, run_wgrad, reduce_wgrad, run_peak};
+}  // namespace rnk::cpu::portable

@@ -1,0 +1,49 @@
+// The table of functions that each instruction set provides.
+#pragma once
+
+#include <cstdint>
+
+#include "tap_conv.h"
+#include "wgrad_plan.h"
+
+namespace rnk::cpu {
+
+struct Kernels {
+  const char* name;
+
+  // fprop and dgrad
+  TapPlan (*plan_taps)(const TapConv&, int64_t threads);
+  void (*pack_weights)(const TapConv&, const TapPlan&, float* packed, int64_t begin, int64_t end);
+  void (*run_taps)(const TapConv&, const TapPlan&, const float* packed, float* scratch,
+                   int64_t begin, int64_t end);
+
+  // wgrad
+  WgradPlan (*plan_wgrad)(const Wgrad&, int64_t threads);
+  void (*run_wgrad)(const Wgrad&, const WgradPlan&, float* partial, float* scratch, int64_t begin,
+                    int64_t end);
+  void (*reduce_wgrad)(const Wgrad&, const WgradPlan&, const float* partial, int64_t begin,
+                       int64_t end);
+
+  // Runs multiply-adds that never leave the registers; returns their FLOPs.
+  int64_t (*run_peak)(Element, int64_t rounds, float* sink);
+};
+
+// The best table this processor can run, or the one RESNEXT_KERNELS_CPU_ISA names; never null.
+const Kernels& kernels();
+
+namespace portable {
+extern const Kernels table;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+namespace avx512_bf16 {
+extern const Kernels table;
+}
+#endif
+
+}  // namespace rnk::cpu

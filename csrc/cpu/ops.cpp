@@ -1,0 +1,250 @@
+// The private operators that resnext_kernels/backends/cpu.py calls. Arguments were validated
+// there; what is checked again here is what would otherwise read or write out of bounds.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <chrono>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace rnk::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+Element element_of(const Tensor& t) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::BFloat16,
+                  "resnext_kernels_cpu: expected float32 or bfloat16");
+  return t.scalar_type() == ScalarType::Float ? Element::f32 : Element::bf16;
+}
+
+PixelStrides pixel_strides(const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 4 && (t.stride(1) == 1 || t.size(1) == 1),
+                  "resnext_kernels_cpu: expected a 4-d CPU tensor with channel stride 1");
+  return {t.stride(0), t.stride(2), t.stride(3)};
+}
+
+void check_dense(const Tensor& t, const Ints& nchw, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 4, "resnext_kernels_cpu: ", name, " expected 4 dimensions");
+  for (int64_t i = 0; i < 4; ++i)
+    STD_TORCH_CHECK(t.size(i) == nchw[i], "resnext_kernels_cpu: ", name, " has the wrong shape");
+  const Ints dense = {nchw[1] * nchw[2] * nchw[3], 1, nchw[3] * nchw[1], nchw[1]};
+  for (int64_t i = 0; i < 4; ++i)
+    STD_TORCH_CHECK(t.stride(i) == dense[i] || nchw[i] <= 1, "resnext_kernels_cpu: ", name,
+                    " is not dense channels_last");
+}
+
+ConvProblem problem_of(const Tensor& weight, int64_t batch, int64_t in_h, int64_t in_w,
+                       const Ints& stride, const Ints& padding, const Ints& dilation,
+                       int64_t groups) {
+  ConvProblem p;
+  p.batch = batch;
+  p.in_channels = weight.size(1) * groups;
+  p.in_h = in_h;
+  p.in_w = in_w;
+  p.out_channels = weight.size(0);
+  p.kernel_h = weight.size(2);
+  p.kernel_w = weight.size(3);
+  p.stride_h = stride[0];
+  p.stride_w = stride[1];
+  p.pad_h = padding[0];
+  p.pad_w = padding[1];
+  p.dilation_h = dilation[0];
+  p.dilation_w = dilation[1];
+  p.groups = groups;
+  p.out_h = (in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
+  p.out_w = (in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
+  STD_TORCH_CHECK(weight.is_contiguous(), "resnext_kernels_cpu: weight is not contiguous");
+  return p;
+}
+
+Ints input_shape(const ConvProblem& p) { return {p.batch, p.in_channels, p.in_h, p.in_w}; }
+Ints output_shape(const ConvProblem& p) { return {p.batch, p.out_channels, p.out_h, p.out_w}; }
+
+void check_shape(const Tensor& t, const Ints& shape, const char* name) {
+  for (int64_t i = 0; i < 4; ++i)
+    STD_TORCH_CHECK(t.size(i) == shape[i], "resnext_kernels_cpu: ", name, " has the wrong shape");
+}
+
+// fp32 scratch memory from torch's allocator.
+Tensor workspace(const Tensor& like, int64_t words) {
+  return torch::stable::new_empty(like, {words}, std::make_optional(ScalarType::Float));
+}
+
+int64_t threads() { return torch::stable::get_num_threads(); }
+
+// Runs `f(scratch, begin, end)` over [0, tasks) in parallel, a scratch of `words` for each thread.
+template <class F>
+void parallel_tasks(const Tensor& like, int64_t tasks, int64_t words, F f) {
+  constexpr int64_t kPage = 1024;  // apart, so that threads share no cache line
+  const int64_t step = (words + kPage - 1) / kPage * kPage;
+  const int64_t workers = std::min(threads(), std::max<int64_t>(tasks, 1));
+  Tensor scratch = workspace(like, workers * step);
+  float* base = static_cast<float*>(scratch.mutable_data_ptr());
+  // One range of tasks a worker: the range, not the thread, owns the scratch.
+  torch::stable::parallel_for(0, workers, 1, [=](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w)
+      f(base + w * step, tasks * w / workers, tasks * (w + 1) / workers);
+  });
+}
+
+void run(const Tensor& like, const TapConv& conv) {
+  const Kernels& k = kernels();
+  const TapPlan plan = k.plan_taps(conv, threads());
+  Tensor packed_tensor = workspace(like, plan.packed_words());
+  float* packed = static_cast<float*>(packed_tensor.mutable_data_ptr());
+  torch::stable::parallel_for(0, plan.units, 1 + 16384 / plan.unit_weights,
+                              [&](int64_t begin, int64_t end) {
+                                k.pack_weights(conv, plan, packed, begin, end);
+                              });
+  parallel_tasks(like, plan.tasks, plan.scratch_words,
+                 [&](float* scratch, int64_t begin, int64_t end) {
+                   k.run_taps(conv, plan, packed, scratch, begin, end);
+                 });
+}
+
+void fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+           const std::optional<Tensor>& residual, const Tensor& out, const Ints& stride,
+           const Ints& padding, const Ints& dilation, int64_t groups, bool relu) {
+  const ConvProblem p = problem_of(weight, input.size(0), input.size(2), input.size(3), stride,
+                                   padding, dilation, groups);
+  TapConv c;
+  c.element = element_of(input);
+  c.batch = p.batch;
+  c.groups = groups;
+  c.src_width = p.in_width();
+  c.dst_width = p.out_width();
+  c.src_rows = p.in_h;
+  c.src_cols = p.in_w;
+  c.dst_rows = p.out_h;
+  c.dst_cols = p.out_w;
+  c.vertical = {p.kernel_h, p.stride_h, p.pad_h, p.dilation_h, false};
+  c.horizontal = {p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, false};
+  c.src = input.const_data_ptr();
+  c.src_strides = pixel_strides(input);
+  c.dst = out.mutable_data_ptr();
+  c.bias = bias ? bias->const_data_ptr() : nullptr;
+  c.residual = residual ? residual->const_data_ptr() : nullptr;
+  c.relu = relu;
+  c.weight = weight.const_data_ptr();
+  c.weight_group = p.out_width() * p.in_width() * p.taps();
+  c.weight_dst = p.in_width() * p.taps();
+  c.weight_src = p.taps();
+  check_shape(input, input_shape(p), "input");
+  check_dense(out, output_shape(p), "output");
+  if (residual) check_dense(*residual, output_shape(p), "residual");
+  run(input, c);
+}
+
+void dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& out, const Ints& stride,
+           const Ints& padding, const Ints& dilation, int64_t groups) {
+  const ConvProblem p = problem_of(weight, out.size(0), out.size(2), out.size(3), stride, padding,
+                                   dilation, groups);
+  TapConv c;
+  c.element = element_of(grad_output);
+  c.batch = p.batch;
+  c.groups = groups;
+  c.src_width = p.out_width();
+  c.dst_width = p.in_width();
+  c.src_rows = p.out_h;
+  c.src_cols = p.out_w;
+  c.dst_rows = p.in_h;
+  c.dst_cols = p.in_w;
+  c.vertical = {p.kernel_h, p.stride_h, p.pad_h, p.dilation_h, true};
+  c.horizontal = {p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, true};
+  c.src = grad_output.const_data_ptr();
+  c.src_strides = pixel_strides(grad_output);
+  c.dst = out.mutable_data_ptr();
+  c.weight = weight.const_data_ptr();
+  c.weight_group = p.out_width() * p.in_width() * p.taps();
+  c.weight_dst = p.taps();
+  c.weight_src = p.in_width() * p.taps();
+  check_shape(grad_output, output_shape(p), "grad_output");
+  check_dense(out, input_shape(p), "grad_input");
+  run(grad_output, c);
+}
+
+void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, const Ints& stride,
+           const Ints& padding, const Ints& dilation, int64_t groups) {
+  Wgrad w;
+  w.problem = problem_of(out, input.size(0), input.size(2), input.size(3), stride, padding,
+                         dilation, groups);
+  w.element = element_of(input);
+  w.input = input.const_data_ptr();
+  w.input_strides = pixel_strides(input);
+  w.grad_output = grad_output.const_data_ptr();
+  w.grad_strides = pixel_strides(grad_output);
+  w.grad_weight = out.mutable_data_ptr();
+  check_shape(input, input_shape(w.problem), "input");
+  check_shape(grad_output, output_shape(w.problem), "grad_output");
+
+  const Kernels& k = kernels();
+  const WgradPlan plan = k.plan_wgrad(w, threads());
+  Tensor partial_tensor = workspace(input, plan.partial_words());
+  float* partial = static_cast<float*>(partial_tensor.mutable_data_ptr());
+  parallel_tasks(input, plan.tasks, plan.scratch_words,
+                 [&](float* scratch, int64_t begin, int64_t end) {
+                   k.run_wgrad(w, plan, partial, scratch, begin, end);
+                 });
+  const int64_t filter = w.problem.in_width() * w.problem.taps();
+  torch::stable::parallel_for(0, w.problem.out_channels, 1 + 16384 / filter,
+                              [&](int64_t begin, int64_t end) {
+                                k.reduce_wgrad(w, plan, partial, begin, end);
+                              });
+}
+
+std::string isa() { return kernels().name; }
+
+// GFLOP/s of multiply-adds in registers, all threads: the ceiling of every kernel here.
+double peak_gflops(const std::string& dtype) {
+  STD_TORCH_CHECK(dtype == "float32" || dtype == "bfloat16",
+                  "peak_gflops: dtype expected \"float32\" or \"bfloat16\"");
+  const Element element = dtype == "float32" ? Element::f32 : Element::bf16;
+  constexpr int64_t kRounds = 1 << 20;
+  std::vector<int64_t> flops(threads());
+  const auto start = std::chrono::steady_clock::now();
+  torch::stable::parallel_for(0, threads(), 1, [&](int64_t begin, int64_t end) {
+    float sink;
+    for (int64_t t = begin; t < end; ++t) flops[t] = kernels().run_peak(element, kRounds, &sink);
+  });
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  double total = 0;
+  for (int64_t f : flops) total += static_cast<double>(f);
+  return total / seconds.count() / 1e9;
+}
+
+}  // namespace
+}  // namespace rnk::cpu
+
+STABLE_TORCH_LIBRARY(resnext_kernels_cpu, m) {
+  m.def(
+      "fprop(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) output, "
+      "int[] stride, int[] padding, int[] dilation, int groups, bool relu) -> ()");
+  m.def(
+      "dgrad(Tensor grad_output, Tensor weight, Tensor(a!) grad_input, int[] stride, "
+      "int[] padding, int[] dilation, int groups) -> ()");
+  m.def(
+      "wgrad(Tensor grad_output, Tensor input, Tensor(a!) grad_weight, int[] stride, "
+      "int[] padding, int[] dilation, int groups) -> ()");
+  m.def("isa() -> str");
+  m.def("peak_gflops(str dtype) -> float");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(resnext_kernels_cpu, CPU, m) {
+  m.impl("fprop", TORCH_BOX(&rnk::cpu::fprop));
+  m.impl("dgrad", TORCH_BOX(&rnk::cpu::dgrad));
+  m.impl("wgrad", TORCH_BOX(&rnk::cpu::wgrad));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(resnext_kernels_cpu, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&rnk::cpu::isa));
+  m.impl("peak_gflops", TORCH_BOX(&rnk::cpu::peak_gflops));
+}

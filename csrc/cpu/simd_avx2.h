@@ -1,0 +1,71 @@
+// Vectors of 8 floats: AVX2 with FMA.
+#pragma once
+
+constexpr int kLanes = 8;
+constexpr int kMaxColumns = 7;    // 16 registers
+constexpr int kBlockVectors = 1;
+
+using Vec = __m256;
+
+inline Vec zero() { return _mm256_setzero_ps(); }
+inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+inline Vec broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec relu(Vec a) { return _mm256_max_ps(_mm256_setzero_ps(), a); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+
+inline __m256i first(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Vec load_elements(const float* p, int n) {
+  return n == kLanes ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, first(n));
+}
+inline void store_elements(float* p, Vec v, int n) {
+  if (n == kLanes) {
+    _mm256_storeu_ps(p, v);
+  } else {
+    _mm256_maskstore_ps(p, first(n), v);
+  }
+}
+inline Vec load_elements(const uint16_t* p, int n) {
+  alignas(16) uint16_t partial[kLanes] = {};
+  const uint16_t* from = p;
+  if (n != kLanes) {
+    for (int i = 0; i < n; ++i) partial[i] = p[i];
+    from = partial;
+  }
+  const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+// Round to nearest even; NaN stays NaN.
+inline void store_elements(uint16_t* p, Vec v, int n) {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const Vec nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
+  const Vec safe = _mm256_blendv_ps(_mm256_castsi256_ps(rounded),
+                                    _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), nan);
+  const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(safe), 16);
+  const __m128i packed =
+      _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+  if (n == kLanes) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+  } else {
+    alignas(16) uint16_t partial[kLanes];
+    _mm_store_si128(reinterpret_cast<__m128i*>(partial), packed);
+    for (int i = 0; i < n; ++i) p[i] = partial[i];
+  }
+}
+
+// Within each quad of lanes: pick lane IMM[2i+1:2i] for lane i.
+template <int IMM>
+inline Vec shuffle_quads(Vec v) {
+  return _mm256_permute_ps(v, IMM);
+}
+
+// Width 8 has no lane kernel here: the vector is no wider than a group.
+template <int HALF>
+inline Vec spread_octets(Vec v) {
+  return v;
+}

@@ -1,0 +1,87 @@
+// Vectors of 16 floats: AVX-512, optionally with the bfloat16 dot product.
+#pragma once
+
+constexpr int kLanes = 16;
+constexpr int kMaxColumns = 14;   // accumulators of one channel vector: 14 of 32 registers
+constexpr int kBlockVectors = 2;  // channel vectors of the broadcast kernel: 28 accumulators
+
+using Vec = __m512;
+
+inline Vec zero() { return _mm512_setzero_ps(); }
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline Vec broadcast(const float* p) { return _mm512_set1_ps(*p); }
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec relu(Vec a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+
+inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+inline Vec load_elements(const float* p, int n) {
+  return n == kLanes ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(first(n), p);
+}
+inline void store_elements(float* p, Vec v, int n) {
+  if (n == kLanes) {
+    _mm512_storeu_ps(p, v);
+  } else {
+    _mm512_mask_storeu_ps(p, first(n), v);
+  }
+}
+inline __m256i load_bf16(const uint16_t* p, int n) {
+  return n == kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                     : _mm256_maskz_loadu_epi16(first(n), p);
+}
+inline Vec load_elements(const uint16_t* p, int n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_bf16(p, n)), 16));
+}
+// Round to nearest even; NaN stays NaN.
+inline __m256i to_bf16(Vec v) {
+#if RNK_BF16_DOT
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+#else
+  const __m512i bits = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  const __m512i safe = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(safe, 16));
+#endif
+}
+inline void store_elements(uint16_t* p, Vec v, int n) {
+  if (n == kLanes) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(v));
+  } else {
+    _mm256_mask_storeu_epi16(p, first(n), to_bf16(v));
+  }
+}
+
+// Within each quarter of four lanes: pick lane IMM[2i+1:2i] for lane i.
+template <int IMM>
+inline Vec shuffle_quads(Vec v) {
+  return _mm512_permute_ps(v, IMM);
+}
+
+// Width 8: quarters (0, 0, 2, 2) for HALF 0 and (1, 1, 3, 3) for HALF 1, so that each quarter
+// holds four channels of the group whose outputs lie in it.
+template <int HALF>
+inline Vec spread_octets(Vec v) {
+  return _mm512_shuffle_f32x4(v, v, HALF ? 0xF5 : 0xA0);
+}
+
+#if RNK_BF16_DOT
+inline Vec dot_bf16(Vec acc, Vec a, Vec b) {
+  return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+// 16 bf16 channels as pairs (32-bit words), spread so that each quarter of four outputs finds the
+// words of its own group: width 8 as (w0 w1 w2 w3), narrower ones as (w0 w0 w1 w1).
+template <int WIDTH>
+inline Vec spread_pairs(__m256i v) {
+  if constexpr (WIDTH == 8) {
+    const __m512i wide = _mm512_castsi256_si512(v);
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi64(_mm512_set_epi64(3, 2, 3, 2, 1, 0, 1, 0), wide));
+  } else {
+    const __m512i wide = _mm512_cvtepu32_epi64(v);
+    return _mm512_castsi512_ps(_mm512_shuffle_epi32(wide, static_cast<_MM_PERM_ENUM>(0xA0)));
+  }
+}
+#endif

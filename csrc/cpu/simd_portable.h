@@ -1,0 +1,51 @@
+// Vectors of 4 floats in plain GNU C++: any processor.
+#pragma once
+
+constexpr int kLanes = 4;
+constexpr int kMaxColumns = 7;
+constexpr int kBlockVectors = 1;
+
+typedef float Vec __attribute__((vector_size(16)));
+
+inline Vec zero() { return Vec{0, 0, 0, 0}; }
+inline Vec load(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline Vec broadcast(const float* p) { return Vec{*p, *p, *p, *p}; }
+inline Vec add(Vec a, Vec b) { return a + b; }
+inline Vec relu(Vec a) {
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r[i] = a[i] < 0.f ? 0.f : a[i];
+  return r;
+}
+inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+
+inline Vec load_elements(const float* p, int n) {
+  Vec v = zero();
+  __builtin_memcpy(&v, p, n * sizeof(float));
+  return v;
+}
+inline void store_elements(float* p, Vec v, int n) { __builtin_memcpy(p, &v, n * sizeof(float)); }
+inline Vec load_elements(const uint16_t* p, int n) {
+  Vec v = zero();
+  for (int i = 0; i < n; ++i) v[i] = bf16_to_float(p[i]);
+  return v;
+}
+inline void store_elements(uint16_t* p, Vec v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = float_to_bf16(v[i]);
+}
+
+// Pick lane IMM[2i+1:2i] for lane i.
+template <int IMM>
+inline Vec shuffle_quads(Vec v) {
+  return Vec{v[IMM & 3], v[IMM >> 2 & 3], v[IMM >> 4 & 3], v[IMM >> 6 & 3]};
+}
+
+// Width 8 has no lane kernel here: the vector is no wider than a group.
+template <int HALF>
+inline Vec spread_octets(Vec v) {
+  return v;
+}

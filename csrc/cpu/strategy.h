@@ -1,0 +1,137 @@
+// What the loops need to know of a combination of arithmetic, element type and group width; one
+// instruction set's version, included in its namespace.
+#pragma once
+
+// Everything the loops need that is known when element type, arithmetic and width are.
+template <class MathT, class ElementT, int WIDTH>
+struct LaneStrategy {
+  using Math = MathT;
+  using E = ElementT;
+  using Steps = LaneSteps<Math, WIDTH>;
+  static constexpr bool kIsLane = true;
+
+  static int64_t units(const TapConv& c) { return (c.src_channels() + kLanes - 1) / kLanes; }
+  static int64_t unit_channels(const TapConv&) { return kLanes; }
+  static int64_t col_words(const TapConv&) { return Steps::kVectors * kLanes; }
+  static int64_t tap_words(const TapConv&) { return Steps::kWords; }
+  static int64_t dst_vectors(const TapConv&) { return 1; }
+
+  static void fill_column(float* to, const E* from, int64_t channels) {
+    const int n = static_cast<int>(channels);
+#if RNK_BF16_DOT
+    if constexpr (Math::kPerWord == 2) {
+      store(to, spread_pairs<WIDTH>(load_bf16(from, n)));
+      return;
+    }
+#endif
+    const Vec v = load_elements(from, n);
+    if constexpr (Steps::kVectors == 2) {
+      store(to, spread_octets<0>(v));
+      store(to + kLanes, spread_octets<1>(v));
+    } else {
+      store(to, v);
+    }
+  }
+
+  template <int COLS, int VECS>
+  static void run(const TapConv&, const TapPlan&, const float* unit, int64_t column,
+                  const TapList& taps, const float* weight, Vec (&acc)[COLS * VECS]) {
+    static_assert(VECS == 1);
+    lane_kernel<Math, WIDTH, COLS>(unit, column, taps, weight, acc);
+  }
+};
+
+template <class MathT, class ElementT>
+struct BroadcastStrategy {
+  using Math = MathT;
+  using E = ElementT;
+  static constexpr bool kIsLane = false;
+
+  static int64_t units(const TapConv& c) { return c.groups; }
+  static int64_t unit_channels(const TapConv& c) { return c.src_width; }
+  static int64_t tap_words(const TapConv& c) {
+    return (c.src_width + Math::kPerWord - 1) / Math::kPerWord;
+  }
+  static int64_t col_words(const TapConv& c) { return tap_words(c); }
+  static int64_t dst_vectors(const TapConv& c) { return (c.dst_width + kLanes - 1) / kLanes; }
+
+  static void fill_column(float* to, const E* from, int64_t channels) {
+    if constexpr (Math::kPerWord == 2) {
+      std::memcpy(to, from, channels * sizeof(E));
+      if (channels % 2) reinterpret_cast<E*>(to)[channels] = 0;
+      return;
+    }
+    int64_t c = 0;
+    for (; c + kLanes <= channels; c += kLanes) store(to + c, load_elements(from + c, kLanes));
+    if (c < channels)
+      store_elements(to + c, load_elements(from + c, static_cast<int>(channels - c)),
+                     static_cast<int>(channels - c));
+  }
+
+  template <int COLS, int VECS>
+  static void run(const TapConv& conv, const TapPlan& plan, const float* unit, int64_t column,
+                  const TapList& taps, const float* weight, Vec (&acc)[COLS * VECS]) {
+    const int64_t words = tap_words(conv);
+    broadcast_kernel<Math, COLS, VECS>(unit, column, taps, words, plan.col_words, weight,
+                                       conv.taps() * words * kLanes, acc);
+  }
+};
+
+// Calls `f.template operator()<Strategy>()` with the strategy that serves `c`.
+template <class F>
+auto with_strategy(const TapConv& c, F f) {
+  const int64_t width = c.src_width == c.dst_width ? c.src_width : 0;
+  if (c.element == Element::f32) {
+    if (width == 1) return f.template operator()<LaneStrategy<F32, float, 1>>();
+    if (width == 2) return f.template operator()<LaneStrategy<F32, float, 2>>();
+    if constexpr (kLanes > 4)
+      if (width == 4) return f.template operator()<LaneStrategy<F32, float, 4>>();
+    if constexpr (kLanes > 8)
+      if (width == 8) return f.template operator()<LaneStrategy<F32, float, 8>>();
+    return f.template operator()<BroadcastStrategy<F32, float>>();
+  }
+  if (width == 1) return f.template operator()<LaneStrategy<F32, uint16_t, 1>>();
+#if RNK_BF16_DOT
+  if (width == 2) return f.template operator()<LaneStrategy<Bf16Dot, uint16_t, 2>>();
+  if (width == 4) return f.template operator()<LaneStrategy<Bf16Dot, uint16_t, 4>>();
+  if (width == 8) return f.template operator()<LaneStrategy<Bf16Dot, uint16_t, 8>>();
+  return f.template operator()<BroadcastStrategy<Bf16Dot, uint16_t>>();
+#else
+  if (width == 2) return f.template operator()<LaneStrategy<F32, uint16_t, 2>>();
+  if constexpr (kLanes > 4)
+    if (width == 4) return f.template operator()<LaneStrategy<F32, uint16_t, 4>>();
+  if constexpr (kLanes > 8)
+    if (width == 8) return f.template operator()<LaneStrategy<F32, uint16_t, 8>>();
+  return f.template operator()<BroadcastStrategy<F32, uint16_t>>();
+#endif
+}
+
+// One row of a tile: columns lie by residue of the source step, so that kernels see a step of one.
+struct TileRow {
+  int64_t cols, col_words, step;
+
+  // Place of the column `i` columns after the tile's first.
+  int64_t place(int64_t i) const { return step == 1 ? i : i % step * (cols / step) + i / step; }
+};
+
+// Copies one source row into a tile: `units` units of `channels` channels (fewer where `present`
+// ends), columns from `start` on, zeros outside [0, src_cols).
+template <class S>
+inline void fill_row(const typename S::E* from, int64_t pixel_stride, int64_t start,
+                     int64_t src_cols, int64_t channels, int64_t present, int64_t units, float* to,
+                     const TileRow& row) {
+  const int64_t unit_words = row.cols * row.col_words;
+  for (int64_t i = 0; i < row.cols; ++i) {
+    const int64_t col = start + i;
+    float* column = to + row.place(i) * row.col_words;
+    if (col < 0 || col >= src_cols) {
+      for (int64_t u = 0; u < units; ++u)
+        std::memset(column + u * unit_words, 0, row.col_words * sizeof(float));
+      continue;
+    }
+    const typename S::E* pixel = from + col * pixel_stride;
+    for (int64_t u = 0; u < units; ++u)
+      S::fill_column(column + u * unit_words, pixel + u * channels,
+                     std::min(channels, present - u * channels));
+  }
+}

@@ -1,0 +1,34 @@
+// The weight gradient: for every tap, sum over pixels of (grad_output pixel) x (input pixel).
+#pragma once
+
+#include "tap_conv.h"
+
+namespace rnk::cpu {
+
+struct Wgrad {
+  ConvProblem problem;
+  Element element = Element::f32;
+  const void* input = nullptr;
+  PixelStrides input_strides{};
+  const void* grad_output = nullptr;
+  PixelStrides grad_strides{};
+  void* grad_weight = nullptr;  // contiguous (out_channels, in_width, kernel_h, kernel_w)
+};
+
+// Work is cut by chunks of units (as in TapPlan) and by splits of the batch's output rows; every
+// split has a partial result of its own, summed in a fixed order, so runs repeat bitwise.
+struct WgradPlan {
+  int64_t units = 0, chunk_units = 0, chunks = 0;
+  int64_t splits = 0;
+  int64_t step_rows = 0;     // output rows worked on together
+  int64_t window = 0;        // input rows in the ring
+  int64_t tile_cols = 0;     // input columns of a tile, from -pad_w
+  int64_t col_words = 0, grad_col_words = 0;
+  int64_t unit_weights = 0;  // floats of one unit's partial result
+  int64_t scratch_words = 0; // per thread
+  int64_t tasks = 0;
+
+  int64_t partial_words() const { return splits * units * unit_weights; }
+};
+
+}  // namespace rnk::cpu

@@ -1,0 +1,343 @@
+// Runs the weight gradient for one instruction set. Accumulators stay in registers over a few
+// output rows; partial results have the layout of packed weights. Arithmetic is fp32 for every
+// element type.
+#pragma once
+
+// Pixels that one kernel call sums over: `rows` pairs of input and grad_output rows.
+struct PixelRows {
+  int64_t rows = 0, columns = 0;
+  const int64_t* input = nullptr;  // words from the unit's place in the tile, at tap 0
+  const int64_t* grad = nullptr;
+};
+
+template <int WIDTH, int STEP>
+inline void wgrad_lane_step(const float* x, Vec grad, Vec* acc) {
+  using Steps = LaneSteps<F32, WIDTH>;
+  const Vec xv = load(x + STEP / 4 * kLanes);
+  acc[STEP] = fma(shuffle_quads<Steps::control(STEP)>(xv), grad, acc[STEP]);
+  if constexpr (STEP + 1 < Steps::kWords) wgrad_lane_step<WIDTH, STEP + 1>(x, grad, acc);
+}
+
+// TAPS horizontal taps; `partial` holds them side by side.
+template <int WIDTH, int TAPS>
+inline void wgrad_lane_kernel(const PixelRows& pixels, const float* input, const float* grad,
+                              const int64_t* taps, float* partial) {
+  using Steps = LaneSteps<F32, WIDTH>;
+  constexpr int kAccs = TAPS * Steps::kWords;
+  Vec acc[kAccs];
+  for (int i = 0; i < kAccs; ++i) acc[i] = load(partial + i * kLanes);
+  for (int64_t r = 0; r < pixels.rows; ++r) {
+    const float* g = grad + pixels.grad[r];
+    const float* x[TAPS];
+    for (int s = 0; s < TAPS; ++s) x[s] = input + pixels.input[r] + taps[s];
+    for (int64_t j = 0; j < pixels.columns; ++j) {
+      const Vec gv = load(g + j * kLanes);
+      for (int s = 0; s < TAPS; ++s)
+        wgrad_lane_step<WIDTH, 0>(x[s] + j * Steps::kVectors * kLanes, gv, acc + s * Steps::kWords);
+    }
+  }
+  for (int i = 0; i < kAccs; ++i) store(partial + i * kLanes, acc[i]);
+}
+
+// CHANNELS input channels x VECS vectors of output channels, one tap.
+template <int CHANNELS, int VECS>
+inline void wgrad_broadcast_kernel(const PixelRows& pixels, const float* input, int64_t col_words,
+                                   const float* grad, int64_t grad_col_words, float* partial,
+                                   int64_t vector_step) {
+  Vec acc[CHANNELS * VECS];
+  for (int c = 0; c < CHANNELS; ++c)
+    for (int v = 0; v < VECS; ++v)
+      acc[c * VECS + v] = load(partial + v * vector_step + c * kLanes);
+  for (int64_t r = 0; r < pixels.rows; ++r) {
+    const float *x = input + pixels.input[r], *g = grad + pixels.grad[r];
+    for (int64_t j = 0; j < pixels.columns; ++j, x += col_words, g += grad_col_words) {
+      Vec gv[VECS];
+      for (int v = 0; v < VECS; ++v) gv[v] = load(g + v * kLanes);
+      for (int c = 0; c < CHANNELS; ++c) {
+        const Vec xv = broadcast(x + c);
+        for (int v = 0; v < VECS; ++v) acc[c * VECS + v] = fma(xv, gv[v], acc[c * VECS + v]);
+      }
+    }
+  }
+  for (int c = 0; c < CHANNELS; ++c)
+    for (int v = 0; v < VECS; ++v)
+      store(partial + v * vector_step + c * kLanes, acc[c * VECS + v]);
+}
+
+// Kernels over all horizontal taps, channels and vectors of one unit and one vertical tap.
+template <class E, int WIDTH>
+struct LaneWgrad {
+  using Input = LaneStrategy<F32, E, WIDTH>;
+  using Grad = LaneStrategy<F32, E, 1>;
+  using Element = E;
+
+  static int64_t units(const ConvProblem& p) { return (p.in_channels + kLanes - 1) / kLanes; }
+  static int64_t in_channels(const ConvProblem&) { return kLanes; }
+  static int64_t out_channels(const ConvProblem&) { return kLanes; }
+  static int64_t col_words(const ConvProblem&) { return Input::Steps::kVectors * kLanes; }
+  static int64_t grad_col_words(const ConvProblem&) { return kLanes; }
+  static int64_t unit_weights(const ConvProblem& p) { return p.taps() * WIDTH * kLanes; }
+
+  static void run(const ConvProblem& p, const WgradPlan&, const PixelRows& pixels,
+                  const float* input, const float* grad, int64_t vertical, const int64_t* taps,
+                  float* partial) {
+    constexpr int kTaps = 3 * WIDTH <= 24 && kLanes == 16 ? 3 : 1;
+    float* to = partial + vertical * p.kernel_w * WIDTH * kLanes;
+    int64_t s = 0;
+    for (; s + kTaps <= p.kernel_w; s += kTaps)
+      wgrad_lane_kernel<WIDTH, kTaps>(pixels, input, grad, taps + s, to + s * WIDTH * kLanes);
+    for (; s < p.kernel_w; ++s)
+      wgrad_lane_kernel<WIDTH, 1>(pixels, input, grad, taps + s, to + s * WIDTH * kLanes);
+  }
+
+  // Place of a weight in its unit's partial result.
+  static void locate(const ConvProblem& p, int64_t k, int64_t c, int64_t tap, int64_t* unit,
+                     int64_t* at) {
+    *unit = k / kLanes;
+    *at = (tap * WIDTH + c) * kLanes + k % kLanes;
+  }
+};
+
+template <class E>
+struct BroadcastWgrad {
+  using Input = BroadcastStrategy<F32, E>;
+  using Grad = Input;
+  using Element = E;
+
+  static int64_t units(const ConvProblem& p) { return p.groups; }
+  static int64_t in_channels(const ConvProblem& p) { return p.in_width(); }
+  static int64_t out_channels(const ConvProblem& p) { return p.out_width(); }
+  static int64_t col_words(const ConvProblem& p) { return p.in_width(); }
+  static int64_t vectors(const ConvProblem& p) { return (p.out_width() + kLanes - 1) / kLanes; }
+  static int64_t grad_col_words(const ConvProblem& p) { return vectors(p) * kLanes; }
+  static int64_t unit_weights(const ConvProblem& p) {
+    return vectors(p) * p.taps() * p.in_width() * kLanes;
+  }
+
+  static void run(const ConvProblem& p, const WgradPlan& plan, const PixelRows& pixels,
+                  const float* input, const float* grad, int64_t vertical, const int64_t* taps,
+                  float* partial) {
+    const int64_t vector_step = p.taps() * p.in_width() * kLanes;
+    for (int64_t s = 0; s < p.kernel_w; ++s) {
+      const int64_t tap = vertical * p.kernel_w + s;
+      const float* x = input + taps[s];
+      int64_t v = 0;
+      float* to = partial + tap * p.in_width() * kLanes;
+      if constexpr (kBlockVectors > 1)
+        for (; v + 2 <= vectors(p); v += 2)
+          channels<8, 2>(p, plan, pixels, x, grad + v * kLanes, to + v * vector_step, vector_step);
+      constexpr int kSingle = kLanes == 16 ? 16 : 8;
+      for (; v < vectors(p); ++v)
+        channels<kSingle, 1>(p, plan, pixels, x, grad + v * kLanes, to + v * vector_step,
+                             vector_step);
+    }
+  }
+
+  template <int CHANNELS, int VECS>
+  static void channels(const ConvProblem& p, const WgradPlan& plan, const PixelRows& pixels,
+                       const float* x, const float* grad, float* to, int64_t vector_step) {
+    int64_t c = 0;
+    for (; c + CHANNELS <= p.in_width(); c += CHANNELS)
+      wgrad_broadcast_kernel<CHANNELS, VECS>(pixels, x + c, plan.col_words, grad,
+                                             plan.grad_col_words, to + c * kLanes, vector_step);
+    if constexpr (CHANNELS > 8)
+      for (; c + 8 <= p.in_width(); c += 8)
+        wgrad_broadcast_kernel<8, VECS>(pixels, x + c, plan.col_words, grad, plan.grad_col_words,
+                                        to + c * kLanes, vector_step);
+    for (; c < p.in_width(); ++c)
+      wgrad_broadcast_kernel<1, VECS>(pixels, x + c, plan.col_words, grad, plan.grad_col_words,
+                                      to + c * kLanes, vector_step);
+  }
+
+  static void locate(const ConvProblem& p, int64_t k, int64_t c, int64_t tap, int64_t* unit,
+                     int64_t* at) {
+    *unit = k / p.out_width();
+    const int64_t k_in = k % p.out_width();
+    *at = ((k_in / kLanes * p.taps() + tap) * p.in_width() + c) * kLanes + k_in % kLanes;
+  }
+};
+
+template <class S>
+class WgradRunner {
+  using E = typename S::Element;
+
+ public:
+  static WgradPlan plan(const Wgrad& w, int64_t threads) {
+    const ConvProblem& p = w.problem;
+    WgradPlan plan;
+    plan.units = S::units(p);
+    plan.unit_weights = S::unit_weights(p);
+    plan.col_words = S::col_words(p);
+    plan.grad_col_words = S::grad_col_words(p);
+    // Enough pixels a call to pay for loading and storing the accumulators.
+    constexpr int64_t kPixels = 56;
+    plan.step_rows = std::clamp<int64_t>(kPixels / p.out_w, 1, p.out_h);
+    plan.window = (p.kernel_h - 1) * p.dilation_h + (plan.step_rows - 1) * p.stride_h + 1;
+    const int64_t span = (p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1;
+    plan.tile_cols = (span + p.stride_w - 1) / p.stride_w * p.stride_w;
+    const int64_t unit_words = plan.window * plan.tile_cols * plan.col_words +
+                               plan.step_rows * p.out_w * plan.grad_col_words;
+    plan.chunk_units = std::min(kChunkWeightWords / plan.unit_weights, 2 * kTileWords / unit_words);
+    plan.chunk_units = std::clamp<int64_t>(plan.chunk_units, 1, plan.units);
+    plan.chunks = (plan.units + plan.chunk_units - 1) / plan.chunk_units;
+    plan.chunk_units = (plan.units + plan.chunks - 1) / plan.chunks;
+    plan.chunks = (plan.units + plan.chunk_units - 1) / plan.chunk_units;
+    const int64_t wanted = (2 * threads + plan.chunks - 1) / plan.chunks;
+    const int64_t rows = p.batch * p.out_h;
+    plan.splits = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, rows / 4));
+    plan.tasks = plan.chunks * plan.splits;
+    plan.scratch_words = plan.chunk_units * unit_words + 2 * (2 * plan.step_rows + p.kernel_w) + 64;
+    return plan;
+  }
+
+  static void run(const Wgrad& w, const WgradPlan& plan, float* partial, float* scratch,
+                  int64_t begin, int64_t end) {
+    WgradRunner runner(w, plan, partial, scratch);
+    for (int64_t task = begin; task < end; ++task)
+      runner.task(task / plan.splits, task % plan.splits);
+  }
+
+  // Sums the splits of units [begin, end) and writes their weights.
+  static void reduce(const Wgrad& w, const WgradPlan& plan, const float* partial, int64_t begin,
+                     int64_t end) {
+    const ConvProblem& p = w.problem;
+    E* out = static_cast<E*>(w.grad_weight);
+    for (int64_t k = begin; k < end; ++k)
+      for (int64_t c = 0; c < p.in_width(); ++c)
+        for (int64_t tap = 0; tap < p.taps(); ++tap) {
+          int64_t unit, at;
+          S::locate(p, k, c, tap, &unit, &at);
+          const float* from = partial + unit * plan.unit_weights + at;
+          float sum = 0.f;
+          for (int64_t s = 0; s < plan.splits; ++s) sum += from[s * plan.units * plan.unit_weights];
+          put(out + (k * p.in_width() + c) * p.taps() + tap, sum);
+        }
+  }
+
+ private:
+  WgradRunner(const Wgrad& w, const WgradPlan& plan, float* partial, float* scratch)
+      : w_(w), p_(w.problem), plan_(plan), partial_(partial) {
+    auto* lists = reinterpret_cast<int64_t*>(scratch);
+    input_rows_ = lists;
+    grad_rows_ = lists + plan.step_rows;
+    taps_ = grad_rows_ + plan.step_rows;
+    const int64_t used = 2 * (2 * plan.step_rows + p_.kernel_w);
+    tile_ = scratch + (used + 15) / 16 * 16;
+  }
+
+  static void put(float* to, float v) { *to = v; }
+  static void put(uint16_t* to, float v) { *to = float_to_bf16(v); }
+
+  void task(int64_t chunk, int64_t split) {
+    first_ = chunk * plan_.chunk_units;
+    units_ = std::min(plan_.chunk_units, plan_.units - first_);
+    slot_words_ = units_ * plan_.tile_cols * plan_.col_words;
+    grad_unit_words_ = plan_.step_rows * p_.out_w * plan_.grad_col_words;
+    grads_ = tile_ + plan_.window * slot_words_;
+    std::memset(grads_, 0, units_ * grad_unit_words_ * sizeof(float));
+    float* partial = partial_ + (split * plan_.units + first_) * plan_.unit_weights;
+    std::memset(partial, 0, units_ * plan_.unit_weights * sizeof(float));
+
+    const TileRow row{plan_.tile_cols, plan_.col_words, p_.stride_w};
+    for (int64_t s = 0; s < p_.kernel_w; ++s) taps_[s] = row.place(s * p_.dilation_w) * plan_.col_words;
+    const int64_t rows = p_.batch * p_.out_h;
+    int64_t at = split * rows / plan_.splits;
+    const int64_t end = (split + 1) * rows / plan_.splits;
+    while (at < end) {
+      const int64_t n = at / p_.out_h, y = at % p_.out_h;
+      const int64_t here = std::min(end - at, p_.out_h - y);
+      image(n, y, y + here, partial);
+      at += here;
+    }
+  }
+
+  void image(int64_t n, int64_t row, int64_t row_end, float* partial) {
+    int64_t next = std::max<int64_t>(row * p_.stride_h - p_.pad_h, 0);
+    for (int64_t y = row; y < row_end; y += plan_.step_rows) {
+      const int64_t rows = std::min(plan_.step_rows, row_end - y);
+      const int64_t last = (y + rows - 1) * p_.stride_h - p_.pad_h + (p_.kernel_h - 1) * p_.dilation_h;
+      for (; next <= std::min(last, p_.in_h - 1); ++next) load_input(n, next);
+      for (int64_t r = 0; r < rows; ++r) load_grad(n, y + r, r);
+      sum_rows(y, rows, partial);
+    }
+  }
+
+  void load_input(int64_t n, int64_t row) {
+    const int64_t channels = S::in_channels(p_);
+    const E* from = static_cast<const E*>(w_.input) + n * w_.input_strides.n +
+                    row * w_.input_strides.h + first_ * channels;
+    fill_row<typename S::Input>(from, w_.input_strides.w, -p_.pad_w, p_.in_w, channels,
+                                p_.in_channels - first_ * channels, units_,
+                                tile_ + row % plan_.window * slot_words_,
+                                TileRow{plan_.tile_cols, plan_.col_words, p_.stride_w});
+  }
+
+  void load_grad(int64_t n, int64_t row, int64_t slot) {
+    const int64_t channels = S::out_channels(p_);
+    const E* from = static_cast<const E*>(w_.grad_output) + n * w_.grad_strides.n +
+                    row * w_.grad_strides.h + first_ * channels;
+    // Rows of one unit lie together: a unit's step_rows rows, then the next unit.
+    for (int64_t u = 0; u < units_; ++u)
+      fill_row<typename S::Grad>(from + u * channels, w_.grad_strides.w, 0, p_.out_w, channels,
+                                 p_.out_channels - (first_ + u) * channels, 1,
+                                 grads_ + u * grad_unit_words_ +
+                                     slot * p_.out_w * plan_.grad_col_words,
+                                 TileRow{p_.out_w, plan_.grad_col_words, 1});
+  }
+
+  void sum_rows(int64_t y, int64_t rows, float* partial) {
+    for (int64_t vertical = 0; vertical < p_.kernel_h; ++vertical) {
+      int64_t count = 0;
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t in = (y + r) * p_.stride_h - p_.pad_h + vertical * p_.dilation_h;
+        if (in < 0 || in >= p_.in_h) continue;
+        input_rows_[count] = in % plan_.window * slot_words_;
+        grad_rows_[count++] = r * p_.out_w * plan_.grad_col_words;
+      }
+      const PixelRows pixels{count, p_.out_w, input_rows_, grad_rows_};
+      for (int64_t u = 0; u < units_; ++u)
+        S::run(p_, plan_, pixels, tile_ + u * plan_.tile_cols * plan_.col_words,
+               grads_ + u * grad_unit_words_, vertical, taps_, partial + u * plan_.unit_weights);
+    }
+  }
+
+  const Wgrad& w_;
+  const ConvProblem& p_;
+  const WgradPlan& plan_;
+  float* partial_;
+  float *tile_ = nullptr, *grads_ = nullptr;
+  int64_t *input_rows_, *grad_rows_, *taps_;
+  int64_t first_ = 0, units_ = 0, slot_words_ = 0, grad_unit_words_ = 0;
+};
+
+template <class E, class F>
+auto with_wgrad_width(int64_t width, F f) {
+  if (width == 1) return f.template operator()<LaneWgrad<E, 1>>();
+  if (width == 2) return f.template operator()<LaneWgrad<E, 2>>();
+  if constexpr (kLanes > 4)
+    if (width == 4) return f.template operator()<LaneWgrad<E, 4>>();
+  if constexpr (kLanes > 8)
+    if (width == 8) return f.template operator()<LaneWgrad<E, 8>>();
+  return f.template operator()<BroadcastWgrad<E>>();
+}
+
+// Calls `f.template operator()<S>()` with the kernels that serve `w`.
+template <class F>
+auto with_wgrad(const Wgrad& w, F f) {
+  const ConvProblem& p = w.problem;
+  const int64_t width = p.in_width() == p.out_width() ? p.in_width() : 0;
+  if (w.element == Element::f32) return with_wgrad_width<float>(width, f);
+  return with_wgrad_width<uint16_t>(width, f);
+}
+
+inline WgradPlan plan_wgrad(const Wgrad& w, int64_t threads) {
+  return with_wgrad(w, [&]<class S>() { return WgradRunner<S>::plan(w, threads); });
+}
+inline void run_wgrad(const Wgrad& w, const WgradPlan& plan, float* partial, float* scratch,
+                      int64_t begin, int64_t end) {
+  with_wgrad(w, [&]<class S>() { WgradRunner<S>::run(w, plan, partial, scratch, begin, end); });
+}
+inline void reduce_wgrad(const Wgrad& w, const WgradPlan& plan, const float* partial,
+                         int64_t begin, int64_t end) {
+  with_wgrad(w, [&]<class S>() { WgradRunner<S>::reduce(w, plan, partial, begin, end); });
+}
