@@ -5,13 +5,16 @@ from .dispatch import explain
 from .functional import grouped_conv2d
 from .nn import GroupedConv2d
 from .problem import ProblemError
+from .swap import SwapReport, replace_grouped_convs
 from .version import __version__
 
 __all__ = [
     "GroupedConv2d",
     "ProblemError",
+    "SwapReport",
     "__version__",
     "explain",
     "grouped_conv2d",
     "models",
+    "replace_grouped_convs",
 ]

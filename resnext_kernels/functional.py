@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import ops
-from .problem import IntOrPair, ProblemError, as_pair
+from .problem import IntOrPair, ProblemError, as_int, as_pair
 
 
 def grouped_conv2d(
@@ -23,8 +27,8 @@ def grouped_conv2d(
     """Grouped 2-D convolution, a drop-in for `torch.nn.functional.conv2d`.
 
     Args:
-        input: ``(N, C, H, W)`` or ``(C, H, W)``; float32, bfloat16, float16 or float64. Any
-            strides are right; channels_last is the fast path.
+        input: ``(N, C, H, W)`` or ``(C, H, W)``; float32, bfloat16, float16, float64, and
+            complex through ATen. Any strides are right; channels_last is the fast path.
         weight: ``(K, C/groups, R, S)``, dtype and device of ``input``.
         bias: ``(K,)`` or None.
         stride, padding, dilation: an int or ``(height, width)``, in pixels; ``padding`` also
@@ -38,10 +42,11 @@ def grouped_conv2d(
     Raises:
         ProblemError: names the argument, its value and what was expected; also with every reason
             where a named backend cannot serve the call.
+        TypeError: where ``input``, ``weight`` or ``bias`` is no tensor.
     """
-    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
-        name, value = ("input", input) if not isinstance(input, Tensor) else ("weight", weight)
-        raise TypeError(f"{name}: {type(value).__name__}, expected a Tensor")
+    _check_tensors(input, weight, bias)
+    if input.is_complex() and backend in ("auto", "aten"):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     if input.dim() == 3:
         batched = input.unsqueeze(0)
         return grouped_conv2d(
@@ -52,7 +57,29 @@ def grouped_conv2d(
         input, pads = _named_padding(input, weight, padding, strides, dilations)
     else:
         pads = as_pair("padding", padding, 0)
-    return ops.grouped_conv2d(input, weight, bias, strides, pads, dilations, groups, backend)
+    convolve = _transformable() if _is_transformed() else ops.grouped_conv2d
+    groups = as_int("groups", groups)
+    return convolve(input, weight, bias, strides, pads, dilations, groups, backend)
+
+
+def _is_transformed() -> bool:
+    """Whether a `torch.func` transform or a forward-mode dual level is being run."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _transformable() -> Callable[..., Tensor]:
+    # Here, because that module needs torch._dynamo, whose import takes more than a second.
+    from . import transforms
+
+    return transforms.grouped_conv2d
+
+
+def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, Tensor) and (name != "bias" or value is not None):
+            raise TypeError(f"{name}: {type(value).__name__}, expected a Tensor")
+    if input.dim() not in (3, 4):
+        raise ProblemError(f"input: shape {tuple(input.shape)}, expected 3 or 4 dimensions")
 
 
 def _named_padding(
@@ -67,7 +94,9 @@ def _named_padding(
         raise ProblemError(f"stride={stride}: expected 1 with padding='same'")
     if weight.dim() != 4:
         raise ProblemError(f"weight: shape {tuple(weight.shape)}, expected 4 dimensions")
-    total_h, total_w = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
+    total_h, total_w = (
+        d * max(k - 1, 0) for d, k in zip(dilation, weight.shape[2:], strict=True)
+    )
     if total_h % 2 or total_w % 2:
         input = F.pad(input, (0, total_w % 2, 0, total_h % 2))
     return input, (total_h // 2, total_w // 2)

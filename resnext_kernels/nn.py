@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
 from .functional import grouped_conv2d
+
+# Makes `grouped_conv2d` one node of a traced graph, as `F.conv2d` is.
+torch.fx.wrap("grouped_conv2d")
 
 
 class GroupedConv2d(torch.nn.Conv2d):
@@ -19,17 +23,35 @@ class GroupedConv2d(torch.nn.Conv2d):
         ProblemError: from forward, as `grouped_conv2d`.
     """
 
+    __constants__ = [*torch.nn.Conv2d.__constants__, "backend"]
     backend = "auto"
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.jit.is_scripting() or torch.jit.is_tracing():
+            return self._torchscript_forward(input, weight, bias)
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
+            padding = (0, 0)
         return grouped_conv2d(
             input, weight, bias, self.stride, padding, self.dilation, self.groups,
             backend=self.backend,
         )  # fmt: skip
+
+    def _torchscript_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same in the part of Python that TorchScript compiles and traces."""
+        padding = [0, 0]
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        elif isinstance(self.padding, str):
+            input = F.pad(input, self._reversed_padding_repeated_twice)
+        else:
+            padding = list(self.padding)
+        batched = input if input.dim() != 3 else input.unsqueeze(0)
+        output = torch.ops.resnext_kernels.grouped_conv2d(
+            batched, weight, bias, self.stride, padding, self.dilation, self.groups, self.backend
+        )
+        return output if input.dim() != 3 else output.squeeze(0)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

@@ -1,8 +1,10 @@
-"""The operators: schema, implementation, fake, autograd, autocast, vmap, FLOP formula."""
+"""The operators: schema, implementation, fake, autograd, autocast, FLOP formula."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ _LIB.define(
 ACTIVATIONS = ("none", "relu")
 
 
-def _checked_problem(
+def checked_problem(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -39,6 +41,7 @@ def _checked_problem(
     dilation: Sequence[int],
     groups: int,
 ) -> ConvProblem:
+    """Describe a call, or raise `ProblemError` naming the bad argument, its value and the rule."""
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):  # noqa: E501
         if min(value) < least:
             raise ProblemError(f"{name}={tuple(value)}: expected values >= {least}")
@@ -73,7 +76,7 @@ def _grouped_conv2d_fused(
     activation: str,
     backend: str,
 ) -> Tensor:
-    problem = _checked_problem(input, weight, bias, stride, padding, dilation, groups)
+    problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
     _check_epilogue(problem, residual, activation)
     chosen = dispatch.choose(problem, "fprop", backend)
     return chosen.fprop(problem, input, weight, bias, residual, activation == "relu")
@@ -102,7 +105,7 @@ def _grouped_conv2d_backward(
     output_mask: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    problem = _checked_problem(input, weight, None, stride, padding, dilation, groups)
+    problem = checked_problem(input, weight, None, stride, padding, dilation, groups)
     if tuple(grad_output.shape) != problem.output_shape or grad_output.dtype != problem.dtype:
         raise ProblemError(
             f"grad_output: {grad_output.dtype} of shape {tuple(grad_output.shape)}, "
@@ -140,7 +143,7 @@ grouped_conv2d_fused = torch.ops.resnext_kernels.grouped_conv2d_fused.default
 @torch.library.register_fake("resnext_kernels::grouped_conv2d", lib=_LIB)
 def _fake_forward(input, weight, bias, stride, padding, dilation, groups, backend):
     dispatch.check_backend_name(backend)
-    problem = _checked_problem(input, weight, bias, stride, padding, dilation, groups)
+    problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
     return torch.empty(
         problem.output_shape, dtype=input.dtype, device=input.device,
         memory_format=problem.memory_format,
@@ -152,7 +155,7 @@ def _fake_fused(
     input, weight, bias, residual, stride, padding, dilation, groups, activation, backend
 ):
     out = _fake_forward(input, weight, bias, stride, padding, dilation, groups, backend)
-    problem = _checked_problem(input, weight, bias, stride, padding, dilation, groups)
+    problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
     _check_epilogue(problem, residual, activation)
     return out
 
@@ -235,13 +238,13 @@ def _double_backward(ctx, *grad_grads):
 def _setup_fused(ctx, inputs, output) -> None:
     input, weight, bias, _, *ctx.conv, ctx.activation, ctx.backend = inputs
     ctx.has_bias = bias is not None
-    ctx.save_for_backward(input, weight, output)
+    ctx.save_for_backward(input, weight, output if ctx.activation == "relu" else None)
 
 
 def _backward_of_fused(ctx, grad_output):
     input, weight, output = ctx.saved_tensors
     if ctx.activation == "relu":
-        grad_output = grad_output * (output > 0)
+        grad_output = torch.ops.aten.threshold_backward(grad_output, output, 0)
     mask = list(ctx.needs_input_grad[:3])
     mask[2] = mask[2] and ctx.has_bias
     grads = _masked_backward(grad_output, input, weight, ctx.conv, mask, ctx.backend)
@@ -263,19 +266,26 @@ torch.library.register_autograd(
 )
 
 
-def _register_autocast(operator, device_type: str) -> None:
-    """Cast floating operands (float64 excepted, as ATen does) to the dtype autocast has now."""
-    key = f"Autocast{device_type.upper()}"
+def autocast(device_type: str, *args: Any) -> tuple[Any, ...]:
+    """Cast floating tensors of ``args`` (float64 excepted, as ATen does) to what autocast asks."""
+    if not torch.is_autocast_enabled(device_type):
+        return args
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(_cast(arg, dtype) for arg in args)
 
-    def cast(value, dtype: torch.dtype):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        return value if value.dtype == torch.float64 else value.to(dtype)
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    castable = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if castable and value.dtype != torch.float64 else value
+
+
+def _register_autocast(operator, device_type: str) -> None:
+    key = f"Autocast{device_type.upper()}"
+    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def kernel(*args):
-        dtype = torch.get_autocast_dtype(device_type)
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):  # noqa: E501
-            return operator(*(cast(arg, dtype) for arg in args))
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            return operator(*autocast(device_type, *args))
 
     _LIB.impl(operator._schema.name.split("::")[1], kernel, key)
 
@@ -285,17 +295,20 @@ for _operator in (grouped_conv2d, grouped_conv2d_fused):
         _register_autocast(_operator, _device_type)
 
 
+def _flops(output_shape, weight_shape) -> int:
+    """2 FLOPs a MAC, as torch counts ``aten.convolution``."""
+    n, _, p, q = output_shape
+    return 2 * n * p * q * math.prod(weight_shape)
+
+
 @register_flop_formula(torch.ops.resnext_kernels.grouped_conv2d)
 def _forward_flops(input_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
-    """2 FLOPs a MAC, as torch counts ``aten.convolution``."""
-    n, _, p, q = out_shape
-    k, c, r, s = weight_shape
-    return 2 * n * p * q * k * c * r * s
+    return _flops(out_shape, weight_shape)
 
 
 @register_flop_formula(torch.ops.resnext_kernels.grouped_conv2d_fused)
 def _fused_flops(input_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
-    return _forward_flops(input_shape, weight_shape, out_shape=out_shape)
+    return _flops(out_shape, weight_shape)
 
 
 @register_flop_formula(torch.ops.resnext_kernels.grouped_conv2d_backward)
@@ -304,5 +317,4 @@ def _backward_flops(
     *args, out_shape=None, **kwargs,
 ) -> int:  # fmt: skip
     """One forward's FLOPs for each of the two gradients that is wanted."""
-    one = _forward_flops(input_shape, weight_shape, out_shape=grad_output_shape)
-    return one * sum(output_mask[:2])
+    return _flops(grad_output_shape, weight_shape) * sum(output_mask[:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,23 +27,35 @@ class ProblemError(ValueError, RuntimeError):
     """
 
 
+def as_int(name: str, value: int) -> int:
+    """Return ``value`` as an int; raise `ProblemError` for what is none, a bool included."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value
+    try:
+        return operator.index(None if isinstance(value, bool) else value)
+    except TypeError:
+        raise ProblemError(f"{name}={value!r}: expected an int") from None
+
+
 def as_pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     """Return ``value`` as ``(height, width)``; raise `ProblemError` unless both are >= ``least``."""
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) == 1:
-        pair = pair * 2
-    integral = all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in pair)
-    if len(pair) != 2 or not integral:
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    if len(values) not in (1, 2):
         raise ProblemError(f"{name}={value!r}: expected an int or a pair of ints")
-    if any(v < least for v in pair):
+    height, width = as_int(name, values[0]), as_int(name, values[-1])
+    if height < least or width < least:
         raise ProblemError(f"{name}={value!r}: expected values >= {least}")
-    return pair[0], pair[1]
+    return height, width
 
 
 def memory_format_of(input: Tensor, weight: Tensor) -> torch.memory_format:
-    """Memory format ATen gives the output: channels_last if either operand suggests it."""
+    """Memory format ATen gives the output: channels_last if either operand suggests it.
+
+    The weight has no say where the input is empty.
+    """
     suggest = torch._prims_common.suggest_memory_format
-    if suggest(input) == torch.channels_last or suggest(weight) == torch.channels_last:
+    operands = (input, weight) if input.numel() else (input,)
+    if any(suggest(operand) == torch.channels_last for operand in operands):
         return torch.channels_last
     return torch.contiguous_format
 
@@ -118,7 +131,8 @@ class ConvProblem:
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
-        return (self.batch, self.out_channels, *self.out_size)
+        """As ATen has it: where the input has no channels, neither has the output."""
+        return (self.batch, self.out_channels if self.in_channels else 0, *self.out_size)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -181,6 +195,8 @@ def validate(
         size, taps = input.shape[2 + axis], weight.shape[2 + axis]
         if taps < 1:
             raise ProblemError(f"weight: kernel {name} {taps}, expected at least 1")
+        if size < 1 and input.shape[0] and c:
+            raise ProblemError(f"input: {name} {size}, expected at least 1")
         extent, padded = dilation[axis] * (taps - 1) + 1, size + 2 * padding[axis]
         if extent > padded:
             raise ProblemError(

@@ -8,6 +8,7 @@ from torch import Tensor
 from .problem import ConvProblem
 
 
+@torch.no_grad()
 def fprop(problem: ConvProblem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Grouped convolution in float64 by its definition, one tap of the kernel at a time.
 
@@ -23,6 +24,7 @@ def fprop(problem: ConvProblem, input: Tensor, weight: Tensor, bias: Tensor | No
     return out if bias is None else out + bias.double().view(1, -1, 1, 1)
 
 
+@torch.no_grad()
 def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Gradient of `fprop` by the input: the transpose of each tap; float64 ``(N, C, H, W)``."""
     grads = grad_output.double().reshape(_grouped(problem, problem.output_shape))
@@ -34,6 +36,7 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     return padded[..., top : top + h, left : left + w].reshape(problem.input_shape)
 
 
+@torch.no_grad()
 def wgrad(problem: ConvProblem, grad_output: Tensor, input: Tensor) -> Tensor:
     """Gradient of `fprop` by the weight; float64 ``(K, C/groups, R, S)``."""
     grads = grad_output.double().reshape(_grouped(problem, problem.output_shape))

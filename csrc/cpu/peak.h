@@ -5,16 +5,19 @@ template <class Math>
 inline float peak_rounds(int64_t rounds) {
   constexpr int kChains = kLanes == 16 ? 14 : 10;
   Vec acc[kChains];
+#pragma GCC unroll 16
   for (int i = 0; i < kChains; ++i) acc[i] = zero();
   const float one = 1.f, small = 1e-6f;
   const Vec a = broadcast(&one), b = broadcast(&small);
   for (int64_t r = 0; r < rounds; ++r) {
+#pragma GCC unroll 16
     for (int i = 0; i < kChains; ++i) {
       acc[i] = Math::madd(acc[i], a, b);
       asm volatile("" : RNK_VECTOR_OPERAND(acc[i]));  // keeps the chain from being folded away
     }
   }
   Vec sum = zero();
+#pragma GCC unroll 16
   for (int i = 0; i < kChains; ++i) sum = add(sum, acc[i]);
   float out[kLanes];
   store(out, sum);

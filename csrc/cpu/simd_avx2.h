@@ -64,6 +64,15 @@ inline Vec shuffle_quads(Vec v) {
   return _mm256_permute_ps(v, IMM);
 }
 
+// rows[i][k] -> rows[k][i]
+inline void transpose(Vec (&rows)[kLanes]) {
+  float in[kLanes][kLanes], out[kLanes][kLanes];
+  for (int i = 0; i < kLanes; ++i) store(in[i], rows[i]);
+  for (int i = 0; i < kLanes; ++i)
+    for (int k = 0; k < kLanes; ++k) out[k][i] = in[i][k];
+  for (int i = 0; i < kLanes; ++i) rows[i] = load(out[i]);
+}
+
 // Width 8 has no lane kernel here: the vector is no wider than a group.
 template <int HALF>
 inline Vec spread_octets(Vec v) {

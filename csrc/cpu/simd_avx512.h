@@ -68,7 +68,38 @@ inline Vec spread_octets(Vec v) {
   return _mm512_shuffle_f32x4(v, v, HALF ? 0xF5 : 0xA0);
 }
 
+// rows[i][k] -> rows[k][i]
+inline void transpose(Vec (&rows)[kLanes]) {
+  Vec a[kLanes], b[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {  // 2x2 blocks inside quads
+    a[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < kLanes; i += 4) {  // quads: b[i + k] holds column 4q + k of rows i..i+3
+    for (int half = 0; half < 2; ++half) {
+      const __m512d lo = _mm512_castps_pd(a[i + half]), hi = _mm512_castps_pd(a[i + 2 + half]);
+      b[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(lo, hi));
+      b[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(lo, hi));
+    }
+  }
+  for (int k = 0; k < 4; ++k) {  // a 4x4 transpose of quads
+    const Vec p = _mm512_shuffle_f32x4(b[k], b[4 + k], 0x88);
+    const Vec q = _mm512_shuffle_f32x4(b[8 + k], b[12 + k], 0x88);
+    const Vec r = _mm512_shuffle_f32x4(b[k], b[4 + k], 0xDD);
+    const Vec s = _mm512_shuffle_f32x4(b[8 + k], b[12 + k], 0xDD);
+    rows[k] = _mm512_shuffle_f32x4(p, q, 0x88);
+    rows[8 + k] = _mm512_shuffle_f32x4(p, q, 0xDD);
+    rows[4 + k] = _mm512_shuffle_f32x4(r, s, 0x88);
+    rows[12 + k] = _mm512_shuffle_f32x4(r, s, 0xDD);
+  }
+}
+
 #if RNK_BF16_DOT
+// The words of two source channels, each given as bf16 values widened to floats.
+inline Vec pair_words(Vec even, Vec odd) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
+  return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(odd)));
+}
 inline Vec dot_bf16(Vec acc, Vec a, Vec b) {
   return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }

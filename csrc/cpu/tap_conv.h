@@ -88,6 +88,13 @@ struct TapPlan {
   int64_t scratch_words = 0; // per thread
   int64_t tasks = 0;
 
+  // Even chunks of at most `most` units.
+  void set_chunks(int64_t most) {
+    most = std::clamp<int64_t>(most, 1, units);
+    chunks = (units + most - 1) / most;
+    chunk_units = (units + chunks - 1) / chunks;
+    chunks = (units + chunk_units - 1) / chunk_units;
+  }
   int64_t slot_words(int64_t units_here) const { return units_here * tile_cols * col_words; }
   int64_t packed_words() const { return units * unit_weights; }
 };

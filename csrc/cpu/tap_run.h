@@ -3,8 +3,11 @@
 #pragma once
 
 // Sizes that keep a chunk's weights and rows in the second-level cache.
-constexpr int64_t kChunkWeightWords = 48 * 1024;
-constexpr int64_t kTileWords = 48 * 1024;
+constexpr int64_t kChunkWeightWords = 64 * 1024;
+constexpr int64_t kTileWords = 64 * 1024;
+
+constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+constexpr int64_t round_down(int64_t value, int64_t step) { return value / step * step; }
 
 template <class S>
 class TapRunner {
@@ -23,17 +26,20 @@ class TapRunner {
     const int64_t halo = c.horizontal.last_source(phases - 1) - p.col_lo + 1;
     const int64_t window = c.vertical.window();
 
-    const int64_t wanted_cols = kTileWords / (window * p.col_words) - halo;
-    p.columns = std::clamp<int64_t>(wanted_cols / step, std::min<int64_t>(dst_cols, 4 * kMaxColumns),
-                                    dst_cols);
+    // As many channels at once as the cache holds weights for, so that memory is read in long
+    // runs; then as many columns as the cache holds rows for; then fewer channels.
+    const int64_t few = std::min<int64_t>(dst_cols, kMaxColumns);
+    const auto tile_cols = [&](int64_t columns) {
+      return round_up((columns - 1) * step + halo, step);
+    };
+    p.set_chunks(kChunkWeightWords / p.unit_weights);
+    const int64_t col_words = window * p.chunk_units * p.col_words;
+    p.columns = round_down(std::max<int64_t>(kTileWords / col_words - halo, 0) / step, kMaxColumns);
+    p.columns = std::clamp(p.columns, few, dst_cols);
     // Columns are stored by residue of the source step, so that kernels see a step of one.
-    p.tile_cols = ((p.columns - 1) * step + halo + step - 1) / step * step;
+    p.tile_cols = tile_cols(p.columns);
     const int64_t row_words = window * p.tile_cols * p.col_words;
-    p.chunk_units = std::min(kChunkWeightWords / p.unit_weights, kTileWords / row_words);
-    p.chunk_units = std::clamp<int64_t>(p.chunk_units, 1, p.units);
-    p.chunks = (p.units + p.chunk_units - 1) / p.chunk_units;
-    p.chunk_units = (p.units + p.chunks - 1) / p.chunks;
-    p.chunks = (p.units + p.chunk_units - 1) / p.chunk_units;
+    p.set_chunks(std::min(p.chunk_units, kTileWords / row_words));
 
     // Bands of rows only where chunks and images do not give every thread a few tasks.
     const int64_t bands = (4 * threads + p.chunks * c.batch - 1) / (p.chunks * c.batch);
@@ -47,14 +53,10 @@ class TapRunner {
   }
 
   static void pack(const TapConv& c, const TapPlan& p, float* packed, int64_t begin, int64_t end) {
-    const int64_t vectors = S::dst_vectors(c), words = S::tap_words(c), taps = c.taps();
-    for (int64_t u = begin; u < end; ++u) {
-      float* to = packed + u * p.unit_weights;
+    const int64_t vectors = S::dst_vectors(c);
+    for (int64_t u = begin; u < end; ++u)
       for (int64_t v = 0; v < vectors; ++v)
-        for (int64_t t = 0; t < taps; ++t)
-          for (int64_t s = 0; s < words; ++s, to += kLanes)
-            for (int64_t lane = 0; lane < kLanes; ++lane) pack_word(c, u, v, t, s, lane, to + lane);
-    }
+        pack_vector(c, u, v, packed + u * p.unit_weights + v * c.taps() * S::tap_words(c) * kLanes);
   }
 
   static void run(const TapConv& c, const TapPlan& p, const float* packed, float* scratch,
@@ -80,31 +82,49 @@ class TapRunner {
     tile_ = scratch + (used + 15) / 16 * 16;
   }
 
-  static void pack_word(const TapConv& c, int64_t unit, int64_t vector, int64_t tap, int64_t word,
-                        int64_t lane, float* to) {
-    int64_t group = unit, dst = vector * kLanes + lane;
-    bool real = dst < c.dst_width;
-    if constexpr (S::kIsLane) {
-      const int64_t channel = unit * kLanes + lane;
-      group = channel / c.dst_width;
-      dst = channel % c.dst_width;
-      real = channel < c.dst_channels();
-    }
-    const E* weight = static_cast<const E*>(c.weight) + group * c.weight_group +
-                      dst * c.weight_dst + tap;
-    if constexpr (Math::kPerWord == 2) {
-      auto* pair = reinterpret_cast<uint16_t*>(to);
-      for (int64_t i = 0; i < 2; ++i) {
-        const int64_t src = 2 * word + i;
-        pair[i] = real && src < c.src_width ? weight[src * c.weight_src] : 0;
+  // Weights of kLanes destination channels as [tap][source word][lane], zero where there is none.
+  static void pack_vector(const TapConv& c, int64_t unit, int64_t vector, float* to) {
+    const E* rows[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      int64_t group = unit, dst = vector * kLanes + lane;
+      bool real = dst < c.dst_width;
+      if constexpr (S::kIsLane) {
+        const int64_t channel = unit * kLanes + lane;
+        group = channel / c.dst_width;
+        dst = channel % c.dst_width;
+        real = channel < c.dst_channels();
       }
-    } else {
-      *to = real ? to_float(weight[word * c.weight_src]) : 0.f;
+      rows[lane] = real ? static_cast<const E*>(c.weight) + group * c.weight_group +
+                              dst * c.weight_dst
+                        : nullptr;
+    }
+    const int64_t taps = c.taps(), tap_step = S::tap_words(c) * kLanes;
+    for (int64_t t = 0; t < taps; t += kLanes) {
+      const int n = static_cast<int>(std::min<int64_t>(kLanes, taps - t));
+      for (int64_t word = 0; word < S::tap_words(c); ++word) {
+        Vec columns[kLanes];
+        load_columns(c, rows, word * Math::kPerWord, t, n, columns);
+#if RNK_BF16_DOT
+        if constexpr (Math::kPerWord == 2) {
+          Vec odd[kLanes];
+          load_columns(c, rows, 2 * word + 1, t, n, odd);
+          for (int i = 0; i < n; ++i) columns[i] = pair_words(columns[i], odd[i]);
+        }
+#endif
+        for (int i = 0; i < n; ++i) store(to + (t + i) * tap_step + word * kLanes, columns[i]);
+      }
     }
   }
 
-  static float to_float(float v) { return v; }
-  static float to_float(uint16_t v) { return bf16_to_float(v); }
+  // columns[i] = tap t + i of source channel `src`, one lane a row.
+  static void load_columns(const TapConv& c, const E* const (&rows)[kLanes], int64_t src, int64_t t,
+                           int n, Vec (&columns)[kLanes]) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      columns[lane] = rows[lane] && src < c.src_width
+                          ? load_elements(rows[lane] + src * c.weight_src + t, n)
+                          : zero();
+    transpose(columns);
+  }
 
   // Units [first, first + units) of image n, destination rows [row, row_end).
   void chunk(int64_t n, int64_t first, int64_t units, int64_t row, int64_t row_end) {
@@ -119,6 +139,8 @@ class TapRunner {
       for (int64_t y = row; y < row_end; ++y) {
         const int64_t last = std::min(c_.vertical.last_source(y), c_.src_rows - 1);
         for (; next <= last; ++next) load_row(next);
+        soon_ = next;
+        soon_end_ = y + 1 < row_end ? std::min(c_.vertical.last_source(y + 1) + 1, c_.src_rows) : 0;
         compute_row(y);
       }
     }
@@ -133,6 +155,22 @@ class TapRunner {
     fill_row<S>(from, c_.src_strides.w, p_.col_lo + column_ * step, c_.src_cols, channels,
                 c_.src_channels() - first_ * channels, units_, slot(src_row),
                 TileRow{p_.tile_cols, p_.col_words, step});
+  }
+
+  // The source rows that the next destination row will load, for unit u and columns [j, j + cols):
+  // a pixel's channels lie too far apart for the hardware to see them coming.
+  void prefetch(int64_t u, int64_t j, int64_t cols) const {
+    const int64_t step = c_.horizontal.source_step(), channels = S::unit_channels(c_);
+    const int64_t start = p_.col_lo + (column_ + j) * step;
+    const int64_t from = std::max<int64_t>(start, 0);
+    const int64_t to = std::min(start + cols * step, c_.src_cols);
+    for (int64_t row = soon_; row < soon_end_; ++row)
+      for (int64_t col = from; col < to; ++col) {
+        const E* pixel = static_cast<const E*>(c_.src) + n_ * c_.src_strides.n +
+                         row * c_.src_strides.h + col * c_.src_strides.w + (first_ + u) * channels;
+        for (int64_t i = 0; i < channels; i += 64 / static_cast<int64_t>(sizeof(E)))
+          __builtin_prefetch(pixel + i, 0, 2);
+      }
   }
 
   TapList taps(int64_t phase) const {
@@ -162,29 +200,30 @@ class TapRunner {
 
   void compute_row(int64_t y) {
     list_taps(y);
-    for (int64_t u = 0; u < units_; ++u) {
-      for (int64_t phase = 0; phase < phases_; ++phase) {
-        const int64_t all = (c_.dst_cols - phase + phases_ - 1) / phases_;
-        const int64_t columns = std::min(p_.columns, all - column_);
-        int64_t v = 0;
-        const int64_t vectors = S::dst_vectors(c_);
-        if constexpr (!S::kIsLane && kBlockVectors > 1)
-          for (; v + kBlockVectors <= vectors; v += kBlockVectors)
-            columns_of<kBlockVectors>(y, u, phase, columns, v);
-        for (; v < vectors; ++v) columns_of<1>(y, u, phase, columns, v);
-      }
+    for (int64_t phase = 0; phase < phases_; ++phase) {
+      const int64_t all = (c_.dst_cols - phase + phases_ - 1) / phases_;
+      const int64_t columns = std::min(p_.columns, all - column_);
+      int64_t j = 0;
+      for (; j + kMaxColumns <= columns; j += kMaxColumns) all_units<kMaxColumns>(y, phase, j);
+      if constexpr (kMaxColumns > 7)
+        for (; j + 7 <= columns; j += 7) all_units<7>(y, phase, j);
+      for (; j + 4 <= columns; j += 4) all_units<4>(y, phase, j);
+      for (; j + 2 <= columns; j += 2) all_units<2>(y, phase, j);
+      for (; j < columns; ++j) all_units<1>(y, phase, j);
     }
   }
 
-  template <int VECS>
-  void columns_of(int64_t y, int64_t u, int64_t phase, int64_t columns, int64_t v) {
-    int64_t j = 0;
-    for (; j + kMaxColumns <= columns; j += kMaxColumns) block<kMaxColumns, VECS>(y, u, phase, j, v);
-    if constexpr (kMaxColumns > 7)
-      for (; j + 7 <= columns; j += 7) block<7, VECS>(y, u, phase, j, v);
-    for (; j + 4 <= columns; j += 4) block<4, VECS>(y, u, phase, j, v);
-    for (; j + 2 <= columns; j += 2) block<2, VECS>(y, u, phase, j, v);
-    for (; j < columns; ++j) block<1, VECS>(y, u, phase, j, v);
+  // All channels of COLS columns before the next columns: whole pixels are written, in order.
+  template <int COLS>
+  void all_units(int64_t y, int64_t phase, int64_t j) {
+    const int64_t vectors = S::dst_vectors(c_);
+    for (int64_t u = 0; u < units_; ++u) {
+      int64_t v = 0;
+      if constexpr (!S::kIsLane && kBlockVectors > 1)
+        for (; v + kBlockVectors <= vectors; v += kBlockVectors)
+          block<COLS, kBlockVectors>(y, u, phase, j, v);
+      for (; v < vectors; ++v) block<COLS, 1>(y, u, phase, j, v);
+    }
   }
 
   // COLS destination columns from the phase's column_ + j on, VECS channel vectors from v on.
@@ -193,6 +232,7 @@ class TapRunner {
     const int64_t unit = first_ + u;
     const float* weight = packed_ + unit * p_.unit_weights +
                           v * c_.taps() * S::tap_words(c_) * kLanes;
+    if (v == 0 && phase == 0) prefetch(u, j, COLS);
     Vec acc[COLS * VECS];
     for (int i = 0; i < COLS * VECS; ++i) acc[i] = zero();
     S::template run<COLS, VECS>(c_, p_, tile_ + u * p_.tile_cols * p_.col_words, j, taps(phase),
@@ -233,6 +273,7 @@ class TapRunner {
   int64_t *sources_, *weights_, *counts_;
   int64_t window_, phases_;
   int64_t n_ = 0, first_ = 0, units_ = 0, slot_words_ = 0, column_ = 0;
+  int64_t soon_ = 0, soon_end_ = 0;
 };
 
 inline TapPlan plan_taps(const TapConv& c, int64_t threads) {

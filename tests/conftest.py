@@ -1,0 +1,37 @@
+"""Fixtures of all tests."""
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+SEED = int(os.environ.get("RESNEXT_KERNELS_TEST_SEED", random.SystemRandom().randrange(2**32)))
+
+
+def pytest_report_header() -> str:
+    return f"inputs are random: RESNEXT_KERNELS_TEST_SEED={SEED} repeats this run"
+
+
+@pytest.fixture(autouse=True)
+def fresh_random_numbers(request: pytest.FixtureRequest) -> None:
+    """Seeds torch by the run's seed and the test's name, so that one test alone repeats too."""
+    torch.manual_seed(random.Random(f"{SEED} {request.node.nodeid}").randrange(2**32))
+
+
+@pytest.fixture(autouse=True)
+def true_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps cuDNN from rounding float32 operands to TF32, which has a tolerance of its own."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Makes `torch.empty` and its kin return NaN, so that output left unwritten shows."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(64).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)

@@ -1,0 +1,131 @@
+"""What setup.py decides before it builds: switches, CUDA toolkit, architectures, compiler."""
+
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def setup_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "setup_script", Path(__file__).parent.parent / "setup.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("arch_list", "expected"),
+    [
+        ("8.0", ["arch=compute_80,code=sm_80"]),
+        ("9.0a", ["arch=compute_90a,code=sm_90a"]),
+        ("12.0f", ["arch=compute_120f,code=sm_120f"]),
+        (
+            "10.0+PTX",
+            ["arch=compute_100,code=sm_100", "arch=compute_100,code=compute_100"],
+        ),
+        (
+            "8.0;9.0a;10.0+PTX",
+            [
+                "arch=compute_80,code=sm_80",
+                "arch=compute_90a,code=sm_90a",
+                "arch=compute_100,code=sm_100",
+                "arch=compute_100,code=compute_100",
+            ],
+        ),
+        ("8.0 8.6, 8.0;", ["arch=compute_80,code=sm_80", "arch=compute_86,code=sm_86"]),
+    ],
+)
+def test_gencode_flags(setup_script: ModuleType, arch_list: str, expected: list[str]) -> None:
+    assert setup_script.gencode_flags(arch_list) == [f"-gencode={flag}" for flag in expected]
+
+
+@pytest.mark.parametrize("arch_list", ["", ";", "80", "sm_80", "8.0;Hopper", "9.0b", "8.0+ptx"])
+def test_gencode_flags_names_a_bad_entry(setup_script: ModuleType, arch_list: str) -> None:
+    message = re.escape(f"TORCH_CUDA_ARCH_LIST={arch_list!r}: entry") + ".*expected compute"
+    with pytest.raises(SystemExit, match=message):
+        setup_script.gencode_flags(arch_list)
+
+
+def test_default_archs_are_an_arch_list(setup_script: ModuleType) -> None:
+    flags = setup_script.gencode_flags(setup_script.DEFAULT_CUDA_ARCHS)
+    assert flags[-1].endswith("code=compute_100"), "no PTX for later GPUs"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(None, False), ("", False), ("0", False), ("1", True)]
+)
+def test_switches(setup_script: ModuleType, value: str | None, expected: bool) -> None:
+    environ = {} if value is None else {"FORCE_CUDA": value}
+    assert setup_script.is_set("FORCE_CUDA", environ) is expected
+
+
+def test_switches_refuse_other_values(setup_script: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="FORCE_CUDA='yes': expected 1 or 0"):
+        setup_script.is_set("FORCE_CUDA", {"FORCE_CUDA": "yes"})
+
+
+def make_toolkit(home: Path, release: str = "13.0") -> Path:
+    nvcc = home / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(f"#!/bin/sh\necho Cuda compilation tools, release {release}, V{release}.1\n")
+    nvcc.chmod(0o755)
+    return home
+
+
+def test_find_cuda_home(setup_script: ModuleType, tmp_path: Path) -> None:
+    named, usual, on_path = (make_toolkit(tmp_path / name) for name in ("named", "usual", "path"))
+    path = {"PATH": str(on_path / "bin")}
+    find, nowhere = setup_script.find_cuda_home, tmp_path / "nowhere"
+    assert find({"CUDA_HOME": str(named), **path}, usual) == named
+    assert find({"CUDA_PATH": str(named), **path}, usual) == named
+    assert find({"CUDA_HOME": str(nowhere), **path}, usual) is None, "another than the named one"
+    assert find(path, usual) == usual
+    assert find(path, nowhere) == on_path
+    assert find({"PATH": str(nowhere)}, nowhere) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "sources", "torch_cuda", "reason"),
+    [
+        ({}, ["fprop.cu"], None, None),
+        ({}, ["fprop.cu"], "12.9", None),
+        ({"RESNEXT_KERNELS_SKIP_CUDA_BUILD": "0"}, ["fprop.cu"], "12.4", None),
+        ({"RESNEXT_KERNELS_SKIP_CUDA_BUILD": "1"}, ["fprop.cu"], "12.4", "SKIP_CUDA_BUILD=1"),
+        ({}, [], "12.4", "has no CUDA kernels"),
+        ({}, ["fprop.cu"], "13.0", "nvcc is of CUDA 12.4, torch of CUDA 13.0"),
+    ],
+)
+def test_plan_cuda(
+    setup_script: ModuleType,
+    tmp_path: Path,
+    environ: dict[str, str],
+    sources: list[str],
+    torch_cuda: str | None,
+    reason: str | None,
+) -> None:
+    home = make_toolkit(tmp_path / "cuda", "12.4")
+    plan = setup_script.plan_cuda(environ, sources, home, torch_cuda)
+    assert plan.home == (home if reason is None else None)
+    assert (reason or f"nvcc 12.4 from {home}") in plan.reason
+
+
+@pytest.mark.parametrize("environ", [{}, {"CUDA_HOME": "/no/such/toolkit"}])
+def test_plan_cuda_without_nvcc(setup_script: ModuleType, environ: dict[str, str]) -> None:
+    plan = setup_script.plan_cuda(environ, ["fprop.cu"], None, None)
+    assert plan.home is None
+    assert plan.reason.startswith("no nvcc in ")
+    assert environ.get("CUDA_HOME", "on PATH") in plan.reason
+
+
+def test_missing_compiler(setup_script: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="'no-such-c[+]{2}' is not on PATH. Install g"):
+        setup_script.find_compiler({"CXX": "no-such-c++", "PATH": os.environ["PATH"]})

@@ -1,0 +1,212 @@
+"""Every backend against the float64 reference: values, strides of the operands, repeatability."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from problems import (
+    CORE_PROBLEMS,
+    LAYOUTS,
+    PROBLEMS,
+    TOLERANCES,
+    operand_shapes,
+    problem,
+    problem_id,
+    randn,
+    relative_error,
+    run,
+    skip_unless_loaded,
+    targets,
+    truth,
+)
+
+from resnext_kernels import ops
+from resnext_kernels.backends import cpu
+from resnext_kernels.problem import DIRECTIONS, ConvProblem
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+each_target = pytest.mark.parametrize(("backend", "device"), targets())
+each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
+each_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda d: str(d)[6:])
+
+
+def check(problem, direction, backend, device, dtype, layouts=("contiguous", "contiguous")):
+    """One direction is right, gives the same bits again, and writes to neither operand."""
+    operands = [
+        randn(shape, dtype, layout, device)
+        for shape, layout in zip(operand_shapes(problem, direction), layouts, strict=True)
+    ]
+    copies = [operand.clone() for operand in operands]
+    out = run(problem, direction, backend, *operands)
+    assert out.dtype == dtype
+    assert relative_error(out, truth(problem, direction, *operands)) < TOLERANCES[dtype]
+    assert all(map(torch.equal, operands, copies))
+    if backend != "aten":
+        assert torch.equal(out, run(problem, direction, backend, *operands))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=problem_id)
+@each_dtype
+@each_direction
+@each_target
+def test_directions(problem, direction, backend, device, dtype):
+    check(problem, direction, backend, device, dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("other", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("moved", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@each_direction
+@each_target
+def test_layouts(direction, backend, device, dtype, layout, other, moved):
+    layouts = (layout, other) if moved == 0 else (other, layout)
+    for case in (problem(8, size=(7, 9)), problem(3, 5, stride=(2, 1), size=(6, 5))):
+        check(case, direction, backend, device, dtype, layouts)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize("parts", ["", "bias", "residual", "bias residual"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second", "offset_last"])
+@each_dtype
+@each_target
+def test_epilogue(backend, device, dtype, layout, parts, activation):
+    skip_unless_loaded(backend, device)
+    for case in CORE_PROBLEMS[::4]:
+        input = randn(case.input_shape, dtype, layout, device)
+        weight = randn(case.weight_shape, dtype, device=device)
+        run(case, "fprop", backend, input, weight)
+        bias = residual = None
+        if "bias" in parts:
+            bias = randn((1, case.out_channels, 1, 2), dtype, device=device)[0, :, 0, 0]
+        if "residual" in parts:
+            residual = randn(case.output_shape, dtype, layout, device)
+        out = ops.grouped_conv2d_fused(
+            input, weight, bias, residual, case.stride, case.padding, case.dilation, case.groups,
+            activation, backend,
+        )  # fmt: skip
+        expected = truth(case, "fprop", input, weight)
+        expected += 0 if bias is None else bias.double().cpu().view(-1, 1, 1)
+        expected += 0 if residual is None else residual.double().cpu()
+        expected = expected.relu() if activation == "relu" else expected
+        assert relative_error(out, expected) < TOLERANCES[dtype]
+        assert out.is_contiguous(memory_format=ConvProblem.of(
+            input, weight, case.stride, case.padding, case.dilation, case.groups
+        ).memory_format)  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@each_dtype
+@each_target
+def test_bias_gradient(backend, device, dtype, layout):
+    case = problem(8, batch=3, size=(9, 11))
+    grad = randn(case.output_shape, dtype, layout, device)
+    input, weight = (randn(s, dtype, device=device) for s in (case.input_shape, case.weight_shape))
+    out = ops.grouped_conv2d_backward(
+        grad, input, weight, case.stride, case.padding, case.dilation, case.groups,
+        [False, False, True], backend,
+    )[2]  # fmt: skip
+    assert out.dtype == dtype
+    assert relative_error(out, grad.double().cpu().sum((0, 2, 3))) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("case", CORE_PROBLEMS[::3], ids=str)
+@each_target
+def test_non_finite_values_stay_where_they_belong(backend, device, direction, value, case):
+    """One non-finite element taints what the definition reads it for, and nothing beside."""
+    if 0 in case.input_shape or 0 in case.output_shape:
+        pytest.skip("nothing to taint")
+    first, second = (
+        randn(shape, torch.float32, device=device) for shape in operand_shapes(case, direction)
+    )
+    at = (-1, first.shape[1] // 2, first.shape[2] // 2, -1)
+    first[at] = 0
+    clean = truth(case, direction, first, second)
+    first[at] = value
+    hit = truth(case, direction, (first == first[at]) | first.isnan(), torch.ones_like(second)) != 0
+    out = run(case, direction, backend, first, second).cpu()
+    assert not out[hit].isfinite().any()
+    assert relative_error(out.where(~hit, 0), clean.where(~hit, 0)) < TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@each_direction
+@each_target
+def test_threads(backend, device, direction, threads):
+    """Work is split right among more threads than there are rows, groups or images."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for case in CORE_PROBLEMS[1::5]:
+            check(case, direction, backend, device, torch.float32, ("channels_last", "contiguous"))
+    finally:
+        torch.set_num_threads(before)
+
+
+@st.composite
+def problems(draw) -> ConvProblem:
+    def pair(least, most):
+        return draw(st.tuples(*[st.integers(least, most)] * 2))
+
+    kernel, padding, dilation = pair(1, 5), pair(0, 3), pair(1, 2)
+    size = tuple(
+        draw(st.integers(max(1, d * (k - 1) + 1 - 2 * p), 14))
+        for d, k, p in zip(dilation, kernel, padding, strict=True)
+    )
+    return problem(
+        draw(st.integers(1, 20)), draw(st.integers(1, 20)), groups=draw(st.integers(1, 5)),
+        batch=draw(st.integers(0, 3)), size=size, kernel=kernel, stride=pair(1, 3),
+        padding=padding, dilation=dilation,
+    )  # fmt: skip
+
+
+@each_direction
+@each_target
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    case=problems(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 2),
+)
+def test_any_problem(backend, device, direction, case, dtype, layouts):
+    skip_unless_loaded(backend, device)
+    if 0 not in case.input_shape:
+        check(case, direction, backend, device, dtype, layouts)
+
+
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+
+
+@pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
+@pytest.mark.skipif("RESNEXT_KERNELS_CPU_ISA" in os.environ, reason="runs inside such a process")
+@pytest.mark.parametrize("isa", ISAS)
+def test_each_instruction_set(isa):
+    if ISAS.index(isa) > ISAS.index(cpu.isa()):
+        pytest.skip(f"this machine has {cpu.isa()} at best")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    command += ["-k", "cpu-cpu and (float32 or bfloat16) and core or isa_in_use"]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"RESNEXT_KERNELS_CPU_ISA": isa},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+
+
+@pytest.mark.skipif("RESNEXT_KERNELS_CPU_ISA" not in os.environ, reason="an ISA was not asked for")
+def test_isa_in_use():
+    assert cpu.isa() == os.environ["RESNEXT_KERNELS_CPU_ISA"]
