@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import ops
-from .problem import IntOrPair, ProblemError, as_int, as_pair
+from .problem import FLOATING, IntOrPair, Pair, ProblemError, as_int, as_pair, validate
 
 
 def grouped_conv2d(
@@ -45,8 +45,6 @@ def grouped_conv2d(
         TypeError: where ``input``, ``weight`` or ``bias`` is no tensor.
     """
     _check_tensors(input, weight, bias)
-    if input.is_complex() and backend in ("auto", "aten"):
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     if input.dim() == 3:
         batched = input.unsqueeze(0)
         return grouped_conv2d(
@@ -57,9 +55,27 @@ def grouped_conv2d(
         input, pads = _named_padding(input, weight, padding, strides, dilations)
     else:
         pads = as_pair("padding", padding, 0)
+    conv = (strides, pads, dilations, as_int("groups", groups))
+    exotic = input.is_complex() or input.layout != torch.strided
+    if backend in ("auto", "aten") and (exotic or input.numel() == 0):
+        return _left_to_aten(input, weight, bias, *conv)
     convolve = _transformable() if _is_transformed() else ops.grouped_conv2d
-    groups = as_int("groups", groups)
-    return convolve(input, weight, bias, strides, pads, dilations, groups, backend)
+    return convolve(input, weight, bias, *conv, backend)
+
+
+def _left_to_aten(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> Tensor:
+    """For complex and oneDNN-blocked inputs, and empty ones, whose strides follow no rule."""
+    if input.dtype in FLOATING and input.layout == torch.strided:
+        validate(input, weight, bias, stride, padding, dilation, groups)
+    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _is_transformed() -> bool:
@@ -83,8 +99,8 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _named_padding(
-    input: Tensor, weight: Tensor, padding: str, stride: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[Tensor, tuple[int, int]]:
+    input: Tensor, weight: Tensor, padding: str, stride: Pair, dilation: Pair
+) -> tuple[Tensor, Pair]:
     """Resolve "same" and "valid"; an odd total of "same" pads one more at the bottom and right."""
     if padding == "valid":
         return input, (0, 0)
@@ -94,9 +110,7 @@ def _named_padding(
         raise ProblemError(f"stride={stride}: expected 1 with padding='same'")
     if weight.dim() != 4:
         raise ProblemError(f"weight: shape {tuple(weight.shape)}, expected 4 dimensions")
-    total_h, total_w = (
-        d * max(k - 1, 0) for d, k in zip(dilation, weight.shape[2:], strict=True)
-    )
+    total_h, total_w = (d * max(k - 1, 0) for d, k in zip(dilation, weight.shape[2:], strict=True))
     if total_h % 2 or total_w % 2:
         input = F.pad(input, (0, total_w % 2, 0, total_h % 2))
     return input, (total_h // 2, total_w // 2)

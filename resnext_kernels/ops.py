@@ -42,7 +42,11 @@ def checked_problem(
     groups: int,
 ) -> ConvProblem:
     """Describe a call, or raise `ProblemError` naming the bad argument, its value and the rule."""
-    for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):  # noqa: E501
+    for name, value, least in (
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):  # noqa: E501
         if min(value) < least:
             raise ProblemError(f"{name}={tuple(value)}: expected values >= {least}")
     validate(input, weight, bias, stride, padding, dilation, groups)
@@ -79,7 +83,8 @@ def _grouped_conv2d_fused(
     problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
     _check_epilogue(problem, residual, activation)
     chosen = dispatch.choose(problem, "fprop", backend)
-    return chosen.fprop(problem, input, weight, bias, residual, activation == "relu")
+    out = chosen.fprop(problem, input, weight, bias, residual, activation == "relu")
+    return _in_format(out, problem.memory_format)
 
 
 def _check_epilogue(problem: ConvProblem, residual: Tensor | None, activation: str) -> None:
@@ -114,11 +119,10 @@ def _grouped_conv2d_backward(
     grad_input, grad_weight, grad_bias = (grad_output.new_empty(0) for _ in range(3))
     if output_mask[0]:
         chosen = dispatch.choose(problem, "dgrad", backend)
-        grad_input = chosen.dgrad(problem, grad_output, weight)
+        grad_input = _in_format(chosen.dgrad(problem, grad_output, weight), problem.memory_format)
     if output_mask[1]:
         chosen = dispatch.choose(problem, "wgrad", backend)
-        grad_weight = chosen.wgrad(problem, grad_output, input)
-        grad_weight = grad_weight.contiguous(memory_format=_format(weight))
+        grad_weight = _in_format(chosen.wgrad(problem, grad_output, input), _format(weight))
     if output_mask[2]:
         grad_bias = grad_output.sum((0, 2, 3))
     return grad_input, grad_weight, grad_bias
@@ -126,6 +130,21 @@ def _grouped_conv2d_backward(
 
 def _format(tensor: Tensor) -> torch.memory_format:
     return torch._prims_common.suggest_memory_format(tensor)
+
+
+def _in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """``tensor`` with the strides of the fake kernel, even where a size of 1 leaves a choice."""
+    tensor = tensor.contiguous(memory_format=memory_format)
+    if min(tensor.shape) > 1:
+        return tensor
+    prims = torch._prims_common
+    channels_last = memory_format == torch.channels_last
+    strides_for = (
+        prims.make_channels_last_2d_strides_for
+        if channels_last
+        else prims.make_contiguous_strides_for
+    )
+    return tensor.as_strided(tensor.shape, strides_for(tensor.shape))
 
 
 for _name, _function in (
@@ -262,7 +281,10 @@ torch.library.register_autograd(
     lib=_LIB,
 )
 torch.library.register_autograd(
-    "resnext_kernels::grouped_conv2d_fused", _backward_of_fused, setup_context=_setup_fused, lib=_LIB
+    "resnext_kernels::grouped_conv2d_fused",
+    _backward_of_fused,
+    setup_context=_setup_fused,
+    lib=_LIB,
 )
 
 

@@ -31,14 +31,17 @@ def as_int(name: str, value: int) -> int:
     """Return ``value`` as an int; raise `ProblemError` for what is none, a bool included."""
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value
+    error = ProblemError(f"{name}={value!r}: expected an int")
+    if isinstance(value, bool):
+        raise error
     try:
-        return operator.index(None if isinstance(value, bool) else value)
+        return operator.index(value)
     except TypeError:
-        raise ProblemError(f"{name}={value!r}: expected an int") from None
+        raise error from None
 
 
 def as_pair(name: str, value: int | Sequence[int], least: int) -> Pair:
-    """Return ``value`` as ``(height, width)``; raise `ProblemError` unless both are >= ``least``."""
+    """Return ``value`` as ``(height, width)``; raise `ProblemError` for any below ``least``."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     if len(values) not in (1, 2):
         raise ProblemError(f"{name}={value!r}: expected an int or a pair of ints")
@@ -209,6 +212,8 @@ def _validate_types(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if input.dtype not in FLOATING:
         names = ", ".join(str(d) for d in FLOATING)
         raise ProblemError(f"input: dtype {input.dtype}, expected one of {names}")
+    if input.layout != torch.strided:
+        raise ProblemError(f"input: layout {input.layout}, expected {torch.strided}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue

@@ -161,7 +161,8 @@ def relative_error(out: Tensor, truth: Tensor) -> float:
 def operand_shapes(problem: ConvProblem, direction: Direction) -> tuple[Shape, Shape]:
     """Shapes of the two operands, in the order in which a backend takes them."""
     output, input, weight = problem.output_shape, problem.input_shape, problem.weight_shape
-    return {"fprop": (input, weight), "dgrad": (output, weight), "wgrad": (output, input)}[direction]
+    shapes = {"fprop": (input, weight), "dgrad": (output, weight), "wgrad": (output, input)}
+    return shapes[direction]
 
 
 def truth(problem: ConvProblem, direction: Direction, first: Tensor, second: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import (
-    CORE_PROBLEMS,
     LAYOUTS,
     TOLERANCES,
     problem,
@@ -47,8 +46,10 @@ def leaf(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().requires_grad_()
 
 
-def described(tensors) -> list[tuple]:
-    return [(tuple(t.shape), t.stride(), t.dtype) for t in tensors]
+def described(tensor: torch.Tensor) -> tuple:
+    """Shape, dtype, and the strides that tell of a layout: not those of sizes below 2."""
+    strides = [s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+    return tuple(tensor.shape), tensor.dtype, strides
 
 
 @pytest.mark.parametrize("case", SHAPES, ids=str)
@@ -67,10 +68,11 @@ def test_results_look_like_those_of_conv2d(case, dtype, layout, weight_format):
         operands = [leaf(t) for t in (input, weight, bias)]
         output = function(*operands, *conv(case))
         output.backward(torch.ones_like(output))
-        seen.append(described([output, *(t.grad for t in operands)]))
+        seen.append([output.stride(), *map(described, [output, *(t.grad for t in operands)])])
     assert seen[0] == seen[1]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 4), (4, 3), (7, 5)], ids=str)
 @pytest.mark.parametrize("dilation", [1, 2, (2, 1)])
@@ -98,7 +100,7 @@ GRAD_THROUGH = {
     "expanded": lambda y: (y + y[:1].detach()).sum((0, 2)).square().sum(),
     "cat": lambda y: torch.cat([y, y.sin()], 1).square().sum(),
     "split": lambda y: sum((i + 1) * t.sum() for i, t in enumerate(y.chunk(2, 1))),
-    "permuted": lambda y: (y.permute(3, 2, 1, 0) * y.detach().permute(3, 2, 1, 0)).cos().sum(),
+    "permuted": lambda y: y.permute(3, 2, 1, 0).contiguous().square().sum(),
     "window": lambda y: y[:, 1:, ::2, 1:-1].square().sum(),
     "channels_last": lambda y: y.contiguous(memory_format=torch.channels_last).square().sum(),
 }
@@ -120,7 +122,7 @@ def test_gradients_of_any_strides(backend, device, memory_format, way):
         expected = gradients_through(F.conv2d, through, doubled, case, {})
         grads = gradients_through(rk.grouped_conv2d, through, operands, case, {"backend": backend})
         for grad, truth in zip(grads, expected, strict=True):
-            assert relative_error(grad, truth) < 3 * TOLERANCES[torch.float32]
+            assert relative_error(grad, truth) < TOLERANCES[torch.float32]
 
 
 @pytest.mark.parametrize("memory_format", MEMORY_FORMATS, ids=str)
@@ -160,7 +162,8 @@ def test_double_backward(backend, device, dtype, wanted):
     skip_unless_loaded(backend, device)
     case = problem(8, 4, size=(6, 5), stride=(2, 1))
     input, weight = (randn(s, dtype, device=device) for s in (case.input_shape, case.weight_shape))
-    bias, grad = torch.randn(8, dtype=dtype, device=device), randn(case.output_shape, dtype).to(device)
+    bias = torch.randn(case.out_channels, dtype=dtype, device=device)
+    grad = randn(case.output_shape, dtype, device=device)
 
     def penalised(function, *operands):
         operands = [leaf(t) for t in operands]
@@ -177,7 +180,7 @@ def test_double_backward(backend, device, dtype, wanted):
     for out, truth in zip(penalised(served, *operands), expected, strict=True):
         assert (out is None) == (truth is None)
         if truth is not None:
-            assert relative_error(out, truth) < 3 * TOLERANCES[dtype]
+            assert relative_error(out, truth) < TOLERANCES[dtype]
 
 
 def test_backward_twice_gives_the_same():
@@ -246,26 +249,37 @@ def test_flops(groups):
     assert backward == counts[F.conv2d][1] or groups > 1
 
 
-def _opcheck_layouts():
-    for name in ("contiguous", "channels_last", "permuted", "window_last"):
-        for case in (problem(4), problem(3, 5, batch=1, stride=(2, 1), size=(5, 4))):
-            yield pytest.param(name, case, id=f"{name} {case}")
+OPCHECK_CASES = {
+    "contiguous": problem(4),
+    "channels_last": problem(4, stride=(2, 1)),
+    "permuted": problem(3, 5, batch=1, size=(5, 4)),
+    "window_last": problem(1, groups=8),
+}
 
 
-@pytest.mark.parametrize(("layout", "case"), _opcheck_layouts())
-@pytest.mark.parametrize("needs_grad", [False, True])
-def test_opcheck(layout, case, needs_grad):
-    def operand(shape):
-        return randn(shape, torch.float32, layout).requires_grad_(needs_grad)
+@pytest.mark.parametrize("layout", OPCHECK_CASES)
+@pytest.mark.parametrize("mask", [None, (True, True, True), (False, True, False)], ids=str)
+def test_opcheck(layout, mask):
+    """``mask`` None checks the forward operator, else the backward one of these outputs."""
+    case = OPCHECK_CASES[layout]
+    input, weight, grad = opcheck_operands(layout, case)
+    bias = torch.randn(case.out_channels, requires_grad=True)
+    if mask is None:
+        torch.library.opcheck(ops.grouped_conv2d, (input, weight, bias, *conv(case), "auto"))
+    else:
+        args = (grad, input, weight, *conv(case), mask, "auto")
+        torch.library.opcheck(ops.grouped_conv2d_backward, args)
 
-    input, weight = operand(case.input_shape), operand(case.weight_shape)
-    bias = torch.randn(case.out_channels, requires_grad=needs_grad)
-    residual, grad = operand(case.output_shape), operand(case.output_shape)
-    check = torch.library.opcheck
-    check(ops.grouped_conv2d, (input, weight, bias, *conv(case), "auto"))
-    check(ops.grouped_conv2d, (input, weight, None, *conv(case), "auto"))
-    for mask in ([True, True, True], [True, False, False], [False, True, True]):
-        check(ops.grouped_conv2d_backward, (grad, input, weight, *conv(case), mask, "auto"))
-    for activation in ops.ACTIVATIONS:
-        args = (input, weight, bias, residual, *conv(case), activation, "auto")
-        check(ops.grouped_conv2d_fused, args)
+
+@pytest.mark.parametrize("layout", OPCHECK_CASES)
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+def test_opcheck_of_fused(layout, activation):
+    case = OPCHECK_CASES[layout]
+    input, weight, residual = opcheck_operands(layout, case)
+    args = (input, weight, None, residual, *conv(case), activation, "auto")
+    torch.library.opcheck(ops.grouped_conv2d_fused, args)
+
+
+def opcheck_operands(layout: str, case: ConvProblem) -> list[torch.Tensor]:
+    shapes = (case.input_shape, case.weight_shape, case.output_shape)
+    return [randn(shape, torch.float32, layout).requires_grad_() for shape in shapes]

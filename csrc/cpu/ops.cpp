@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "workspace.h"
 
 namespace rnk::cpu {
 namespace {
@@ -74,21 +75,16 @@ void check_shape(const Tensor& t, const Ints& shape, const char* name) {
     STD_TORCH_CHECK(t.size(i) == shape[i], "resnext_kernels_cpu: ", name, " has the wrong shape");
 }
 
-// fp32 scratch memory from torch's allocator.
-Tensor workspace(const Tensor& like, int64_t words) {
-  return torch::stable::new_empty(like, {words}, std::make_optional(ScalarType::Float));
-}
-
 int64_t threads() { return torch::stable::get_num_threads(); }
 
-// Runs `f(scratch, begin, end)` over [0, tasks) in parallel, a scratch of `words` for each thread.
+// Runs `f(scratch, begin, end)` over [0, tasks) in parallel, a scratch of `words` for each range.
 template <class F>
-void parallel_tasks(const Tensor& like, int64_t tasks, int64_t words, F f) {
+void parallel_tasks(int64_t tasks, int64_t words, F f) {
   constexpr int64_t kPage = 1024;  // apart, so that threads share no cache line
+  thread_local Workspace workspace;
   const int64_t step = (words + kPage - 1) / kPage * kPage;
   const int64_t workers = std::min(threads(), std::max<int64_t>(tasks, 1));
-  Tensor scratch = workspace(like, workers * step);
-  float* base = static_cast<float*>(scratch.mutable_data_ptr());
+  float* base = workspace.get(workers * step);
   // One range of tasks a worker: the range, not the thread, owns the scratch.
   torch::stable::parallel_for(0, workers, 1, [=](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; ++w)
@@ -96,16 +92,16 @@ void parallel_tasks(const Tensor& like, int64_t tasks, int64_t words, F f) {
   });
 }
 
-void run(const Tensor& like, const TapConv& conv) {
+void run(const TapConv& conv) {
   const Kernels& k = kernels();
   const TapPlan plan = k.plan_taps(conv, threads());
-  Tensor packed_tensor = workspace(like, plan.packed_words());
-  float* packed = static_cast<float*>(packed_tensor.mutable_data_ptr());
+  thread_local Workspace weights;
+  float* packed = weights.get(plan.packed_words());
   torch::stable::parallel_for(0, plan.units, 1 + 16384 / plan.unit_weights,
                               [&](int64_t begin, int64_t end) {
                                 k.pack_weights(conv, plan, packed, begin, end);
                               });
-  parallel_tasks(like, plan.tasks, plan.scratch_words,
+  parallel_tasks(plan.tasks, plan.scratch_words,
                  [&](float* scratch, int64_t begin, int64_t end) {
                    k.run_taps(conv, plan, packed, scratch, begin, end);
                  });
@@ -141,7 +137,7 @@ void fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor
   check_shape(input, input_shape(p), "input");
   check_dense(out, output_shape(p), "output");
   if (residual) check_dense(*residual, output_shape(p), "residual");
-  run(input, c);
+  run(c);
 }
 
 void dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& out, const Ints& stride,
@@ -169,7 +165,7 @@ void dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& out, c
   c.weight_src = p.in_width() * p.taps();
   check_shape(grad_output, output_shape(p), "grad_output");
   check_dense(out, input_shape(p), "grad_input");
-  run(grad_output, c);
+  run(c);
 }
 
 void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, const Ints& stride,
@@ -188,9 +184,9 @@ void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, co
 
   const Kernels& k = kernels();
   const WgradPlan plan = k.plan_wgrad(w, threads());
-  Tensor partial_tensor = workspace(input, plan.partial_words());
-  float* partial = static_cast<float*>(partial_tensor.mutable_data_ptr());
-  parallel_tasks(input, plan.tasks, plan.scratch_words,
+  thread_local Workspace sums;
+  float* partial = sums.get(plan.partial_words());
+  parallel_tasks(plan.tasks, plan.scratch_words,
                  [&](float* scratch, int64_t begin, int64_t end) {
                    k.run_wgrad(w, plan, partial, scratch, begin, end);
                  });

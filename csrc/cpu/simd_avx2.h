@@ -38,6 +38,9 @@ inline Vec load_elements(const uint16_t* p, int n) {
   const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
 }
+template <class E>
+inline void stream_elements(E*, Vec) {}
+
 // Round to nearest even; NaN stays NaN.
 inline void store_elements(uint16_t* p, Vec v, int n) {
   const __m256i bits = _mm256_castps_si256(v);

@@ -27,6 +27,10 @@ inline void store_elements(float* p, Vec v, int n) {
     _mm512_mask_storeu_ps(p, first(n), v);
   }
 }
+// A full, aligned cache line past the caches.
+inline void stream_elements(float* p, Vec v) { _mm512_stream_ps(p, v); }
+inline void stream_elements(uint16_t*, Vec) {}
+
 inline __m256i load_bf16(const uint16_t* p, int n) {
   return n == kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
                      : _mm256_maskz_loadu_epi16(first(n), p);

@@ -38,6 +38,9 @@ inline void store_elements(uint16_t* p, Vec v, int n) {
   for (int i = 0; i < n; ++i) p[i] = float_to_bf16(v[i]);
 }
 
+template <class E>
+inline void stream_elements(E*, Vec) {}
+
 // Pick lane IMM[2i+1:2i] for lane i.
 template <int IMM>
 inline Vec shuffle_quads(Vec v) {

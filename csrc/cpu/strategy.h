@@ -15,6 +15,7 @@ struct LaneStrategy {
   static int64_t col_words(const TapConv&) { return Steps::kVectors * kLanes; }
   static int64_t tap_words(const TapConv&) { return Steps::kWords; }
   static int64_t dst_vectors(const TapConv&) { return 1; }
+  static int64_t unit_dst(const TapConv&) { return kLanes; }
 
   static void fill_column(float* to, const E* from, int64_t channels) {
     const int n = static_cast<int>(channels);
@@ -54,6 +55,7 @@ struct BroadcastStrategy {
   }
   static int64_t col_words(const TapConv& c) { return tap_words(c); }
   static int64_t dst_vectors(const TapConv& c) { return (c.dst_width + kLanes - 1) / kLanes; }
+  static int64_t unit_dst(const TapConv& c) { return c.dst_width; }
 
   static void fill_column(float* to, const E* from, int64_t channels) {
     if constexpr (Math::kPerWord == 2) {
@@ -130,8 +132,11 @@ inline void fill_row(const typename S::E* from, int64_t pixel_stride, int64_t st
       continue;
     }
     const typename S::E* pixel = from + col * pixel_stride;
-    for (int64_t u = 0; u < units; ++u)
+    for (int64_t u = 0; u < units; ++u) {
+      // The hardware runs too short a way ahead of a copy that scatters.
+      __builtin_prefetch(reinterpret_cast<const char*>(pixel + u * channels) + 8192);
       S::fill_column(column + u * unit_words, pixel + u * channels,
                      std::min(channels, present - u * channels));
+    }
   }
 }

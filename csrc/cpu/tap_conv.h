@@ -87,6 +87,7 @@ struct TapPlan {
   int64_t unit_weights = 0;  // 32-bit words of one unit's packed weights
   int64_t scratch_words = 0; // per thread
   int64_t tasks = 0;
+  bool stream = false;       // results go past the caches
 
   // Even chunks of at most `most` units.
   void set_chunks(int64_t most) {

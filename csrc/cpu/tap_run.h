@@ -5,6 +5,7 @@
 // Sizes that keep a chunk's weights and rows in the second-level cache.
 constexpr int64_t kChunkWeightWords = 64 * 1024;
 constexpr int64_t kTileWords = 64 * 1024;
+constexpr int64_t kStreamBytes = 8 << 20;
 
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 constexpr int64_t round_down(int64_t value, int64_t step) { return value / step * step; }
@@ -40,6 +41,12 @@ class TapRunner {
     p.tile_cols = tile_cols(p.columns);
     const int64_t row_words = window * p.tile_cols * p.col_words;
     p.set_chunks(std::min(p.chunk_units, kTileWords / row_words));
+
+    // Full lines of a result that the caches cannot hold go past them: nothing is read to be
+    // overwritten.
+    const int64_t dst_bytes = c.batch * c.dst_rows * c.dst_cols * c.dst_channels() * sizeof(E);
+    p.stream = dst_bytes > kStreamBytes && sizeof(E) * kLanes == 64 && S::unit_dst(c) % kLanes == 0 &&
+               c.dst_channels() % kLanes == 0 && reinterpret_cast<uintptr_t>(c.dst) % 64 == 0;
 
     // Bands of rows only where chunks and images do not give every thread a few tasks.
     const int64_t bands = (4 * threads + p.chunks * c.batch - 1) / (p.chunks * c.batch);
@@ -79,7 +86,7 @@ class TapRunner {
     weights_ = lists + c.taps() * phases_;
     counts_ = weights_ + c.taps() * phases_;
     const int64_t used = 2 * (2 * c.taps() * phases_ + phases_);
-    tile_ = scratch + (used + 15) / 16 * 16;
+    tile_ = scratch + round_up(used, 16);
   }
 
   // Weights of kLanes destination channels as [tap][source word][lane], zero where there is none.
@@ -169,7 +176,7 @@ class TapRunner {
         const E* pixel = static_cast<const E*>(c_.src) + n_ * c_.src_strides.n +
                          row * c_.src_strides.h + col * c_.src_strides.w + (first_ + u) * channels;
         for (int64_t i = 0; i < channels; i += 64 / static_cast<int64_t>(sizeof(E)))
-          __builtin_prefetch(pixel + i, 0, 2);
+          __builtin_prefetch(pixel + i);
       }
   }
 
@@ -237,7 +244,7 @@ class TapRunner {
     for (int i = 0; i < COLS * VECS; ++i) acc[i] = zero();
     S::template run<COLS, VECS>(c_, p_, tile_ + u * p_.tile_cols * p_.col_words, j, taps(phase),
                                 weight, acc);
-    const int64_t dst_unit = S::kIsLane ? kLanes : c_.dst_width;
+    const int64_t dst_unit = S::unit_dst(c_);
     const int64_t unit_end = std::min((unit + 1) * dst_unit, c_.dst_channels());
     const int64_t col = phase + (column_ + j) * phases_;
     for (int i = 0; i < VECS; ++i) {
@@ -250,19 +257,28 @@ class TapRunner {
 
   template <int COLS, int VECS>
   void finish(Vec (&acc)[COLS * VECS], int i, int64_t channel, int64_t at, int n) {
+    if (c_.bias || c_.residual || c_.relu) epilogue<COLS, VECS>(acc, i, channel, at, n);
     const int64_t step = phases_ * c_.dst_channels();
     E* to = static_cast<E*>(c_.dst) + at;
-    if (!c_.bias && !c_.residual && !c_.relu) {
+    if (p_.stream) {
+      for (int t = 0; t < COLS; ++t) stream_elements(to + t * step, acc[t * VECS + i]);
+    } else if (n == kLanes) {  // apart, so that the common case has no test a vector
+      for (int t = 0; t < COLS; ++t) store_elements(to + t * step, acc[t * VECS + i], kLanes);
+    } else {
       for (int t = 0; t < COLS; ++t) store_elements(to + t * step, acc[t * VECS + i], n);
-      return;
     }
+  }
+
+  template <int COLS, int VECS>
+  void epilogue(Vec (&acc)[COLS * VECS], int i, int64_t channel, int64_t at, int n) {
+    const int64_t step = phases_ * c_.dst_channels();
     const Vec bias =
         c_.bias ? load_elements(static_cast<const E*>(c_.bias) + channel, n) : zero();
     const E* residual = static_cast<const E*>(c_.residual);
     for (int t = 0; t < COLS; ++t) {
       Vec out = add(acc[t * VECS + i], bias);
       if (residual) out = add(out, load_elements(residual + at + t * step, n));
-      store_elements(to + t * step, c_.relu ? relu(out) : out, n);
+      acc[t * VECS + i] = c_.relu ? relu(out) : out;
     }
   }
 

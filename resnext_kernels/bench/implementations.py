@@ -1,0 +1,115 @@
+"""What is measured: this package's backends and their peers, behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ops
+from ..backends import BACKENDS
+from ..dispatch import AUTO
+from ..functional import grouped_conv2d
+from ..problem import ConvProblem, Direction
+
+Layout = Literal["channels_last", "contiguous"]
+Call = Callable[[], "Tensor | tuple[Tensor, ...]"]
+
+_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+_MASKS: dict[Direction, list[bool]] = {
+    "dgrad": [True, False, False],
+    "wgrad": [False, True, False],
+}
+
+
+class Operands(NamedTuple):
+    """The three tensors of a convolution; a direction reads two of them."""
+
+    input: Tensor
+    weight: Tensor
+    grad_output: Tensor
+
+    @classmethod
+    def random(cls, problem: ConvProblem) -> Operands:
+        """Contiguous standard normal tensors of the problem's shapes and dtype."""
+        shapes = (problem.input_shape, problem.weight_shape, problem.output_shape)
+        return cls(*(torch.randn(shape).to(problem.dtype) for shape in shapes))
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A way to compute a convolution.
+
+    ``layout`` is the memory format of the images, ``weight_layout`` that of the weight, as they
+    are in a model that uses this implementation. ``bind(problem, direction, operands)`` returns
+    the call to be timed.
+    """
+
+    name: str
+    layout: Layout
+    weight_layout: Layout
+    bind: Callable[[ConvProblem, Direction, Operands], Call]
+
+    def copy_operands(self, operands: Operands) -> Operands:
+        """Fresh copies in the layouts of this implementation."""
+        images, weights = _FORMATS[self.layout], _FORMATS[self.weight_layout]
+        return Operands(
+            operands.input.clone(memory_format=images),
+            operands.weight.clone(memory_format=weights),
+            operands.grad_output.clone(memory_format=images),
+        )
+
+
+def result_of(direction: Direction, returned: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The one tensor of interest among what a call returned."""
+    if isinstance(returned, Tensor):
+        return returned
+    return returned[_MASKS[direction].index(True)]
+
+
+def _bind_ours(problem: ConvProblem, direction: Direction, x: Operands, *, backend: str) -> Call:
+    conv = (problem.stride, problem.padding, problem.dilation, problem.groups)
+    if direction == "fprop":
+        return partial(grouped_conv2d, x.input, x.weight, None, *conv, backend=backend)
+    return partial(
+        ops.grouped_conv2d_backward,
+        x.grad_output, x.input, x.weight, *conv, _MASKS[direction], backend,
+    )  # fmt: skip
+
+
+def _bind_torch(problem: ConvProblem, direction: Direction, x: Operands) -> Call:
+    conv = (problem.stride, problem.padding, problem.dilation)
+    if direction == "fprop":
+        return partial(F.conv2d, x.input, x.weight, None, *conv, problem.groups)
+    return partial(
+        torch.ops.aten.convolution_backward,
+        x.grad_output, x.input, x.weight, None,
+        *conv, False, [0, 0], problem.groups, _MASKS[direction],
+    )  # fmt: skip
+
+
+def _by_name(implementations: Iterable[Implementation]) -> dict[str, Implementation]:
+    return {implementation.name: implementation for implementation in implementations}
+
+
+OURS = _by_name(
+    Implementation(name, "channels_last", "contiguous", partial(_bind_ours, backend=name))
+    for name in (*BACKENDS, AUTO)
+    if name != "aten"
+)
+PEERS = _by_name(
+    (
+        Implementation("torch:channels_last", "channels_last", "channels_last", _bind_torch),
+        Implementation("torch:contiguous", "contiguous", "contiguous", _bind_torch),
+    )
+)
+
+
+def reasons_against(name: str, problem: ConvProblem, direction: Direction) -> list[str]:
+    """Why an implementation of `OURS` cannot serve a call; empty where it can."""
+    return [] if name == AUTO else BACKENDS[name].not_supported_reasons(problem, direction)

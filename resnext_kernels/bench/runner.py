@@ -1,0 +1,216 @@
+"""Running cases: parity first, then times, then the records that tables and plots read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..problem import ConvProblem
+from . import machine
+from .implementations import (
+    OURS,
+    PEERS,
+    Implementation,
+    Operands,
+    reasons_against,
+    result_of,
+)
+from .peaks import Peaks, PeaksDict
+from .suites import Case
+from .timing import Timing, interleaved, keep_freed_memory
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+_OPERAND_SETS = 2
+_PEAK_SAMPLES = 8
+
+
+class Record(TypedDict):
+    """One implementation of one problem, in JSON.
+
+    Times are in milliseconds; ``gflops`` and ``gbps`` are ``flops``, see `needed_flops`, and
+    ``bytes``, the least traffic, over the median; ``roofline_fraction`` is the least time that
+    the machine's peaks allow, ``max(flops / peak_flops, bytes / peak_bandwidth)``, over the
+    median. All of them are None where ``parity`` is "red". ``count`` tells how often the model
+    has this layer.
+    """
+
+    suite: str
+    problem: str
+    direction: str
+    dtype: str
+    layout: str
+    batch: int
+    implementation: str
+    ms_median: float | None
+    ms_p20: float | None
+    ms_p80: float | None
+    gflops: float | None
+    gbps: float | None
+    roofline_fraction: float | None
+    speedup_vs_best_peer: float | None
+    count: int
+    flops: int
+    bytes: int
+    parity: str
+    relative_error: float | None
+
+
+class Result(TypedDict):
+    """A whole run, in JSON; ``skipped`` tells why an implementation is not among the records."""
+
+    machine: dict[str, Any]
+    torch: str
+    commit: str | None
+    peaks: PeaksDict
+    skipped: dict[str, str]
+    records: list[Record]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One implementation of one case: its relative error, and its times where parity held."""
+
+    case: Case
+    implementation: Implementation
+    error: float
+    timing: Timing | None
+
+
+def run(
+    cases: Sequence[Case],
+    peers: Sequence[str] = tuple(PEERS),
+    *,
+    seconds: float = 0.5,
+    progress: Callable[[list[Measurement]], None] = lambda measurements: None,
+) -> Result:
+    """Measure every case with this package's implementations and the named ones of `PEERS`.
+
+    ``seconds`` is the aimed duration of the timed rounds of one case. ``progress`` is called with
+    the measurements of each case when it is done.
+    """
+    keep_freed_memory()
+    peaks = Peaks(dict.fromkeys(case.dtype for case in cases))
+    measurements: list[Measurement] = []
+    skipped: dict[str, str] = {}
+    for index, case in enumerate(cases):
+        if index % math.ceil(len(cases) / _PEAK_SAMPLES) == 0:
+            peaks.sample()
+        reasons = {n: reasons_against(n, case.problem, case.direction) for n in OURS}
+        skipped |= {name: "; ".join(found) for name, found in reasons.items() if found}
+        ours = [OURS[name] for name, found in reasons.items() if not found]
+        done = measure(case, [*ours, *(PEERS[name] for name in peers)], seconds)
+        measurements += done
+        progress(done)
+    peaks.sample()
+    return {
+        "machine": machine.describe(),
+        "torch": torch.__version__,
+        "commit": machine.commit(),
+        "peaks": peaks.as_dict(),
+        "skipped": skipped,
+        "records": records_of(measurements, peaks.as_dict()),
+    }
+
+
+@torch.no_grad()
+def measure(
+    case: Case, implementations: Sequence[Implementation], seconds: float
+) -> list[Measurement]:
+    """Check every implementation against the reference, then time those that passed."""
+    problem = case.problem
+    sets = [Operands.random(problem) for _ in range(_OPERAND_SETS)]
+    # Operands of its own for every implementation: shared ones would be warm for all but the first.
+    calls = {
+        i.name: [i.bind(problem, case.direction, i.copy_operands(s)) for s in sets]
+        for i in implementations
+    }
+    expected = _expected(case, sets[0])
+    errors = {
+        name: relative_error(result_of(case.direction, turns[0]()), expected)
+        for name, turns in calls.items()
+    }
+    green = {name: calls[name] for name, e in errors.items() if e <= TOLERANCE[case.dtype]}
+    times = interleaved(green, seconds) if green else {}
+    return [Measurement(case, i, errors[i.name], times.get(i.name)) for i in implementations]
+
+
+def _expected(case: Case, x: Operands) -> Tensor:
+    if case.direction == "fprop":
+        return reference.fprop(case.problem, x.input, x.weight, None)
+    if case.direction == "dgrad":
+        return reference.dgrad(case.problem, x.grad_output, x.weight)
+    return reference.wgrad(case.problem, x.grad_output, x.input)
+
+
+def relative_error(out: Tensor, expected: Tensor) -> float:
+    """``||out - expected|| / ||expected||`` in float64; infinite where the shapes differ."""
+    if out.shape != expected.shape:
+        return math.inf
+    return float((out.double() - expected).norm() / expected.norm())
+
+
+def needed_flops(problem: ConvProblem) -> int:
+    """Multiplications and additions of one direction, without the products with padding.
+
+    A kernel may leave those out, so only this count bounds its time from below; it is up to 18%
+    less than the usual one, `ConvProblem.flops`, for a 3x3 kernel on 7x7 pixels.
+    """
+    taps = 1
+    for size, outputs, kernel, stride, padding, dilation in zip(
+        problem.in_size, problem.out_size, problem.kernel,
+        problem.stride, problem.padding, problem.dilation, strict=True,
+    ):  # fmt: skip
+        starts = (o * stride - padding for o in range(outputs))
+        taps *= sum(0 <= start + k * dilation < size for start in starts for k in range(kernel))
+    return 2 * problem.batch * problem.out_channels * problem.in_width * taps
+
+
+def records_of(measurements: Sequence[Measurement], peaks: PeaksDict) -> list[Record]:
+    """Records in the order of the measurements."""
+    best: dict[Case, float] = {}
+    for m in measurements:
+        if m.timing and m.implementation.name in PEERS:
+            best[m.case] = min(best.get(m.case, math.inf), m.timing.median)
+    return [_record(m, best.get(m.case), peaks) for m in measurements]
+
+
+def _record(m: Measurement, best_peer_ms: float | None, peaks: PeaksDict) -> Record:
+    case, time = m.case, m.timing
+    flops, moved = needed_flops(case.problem), case.problem.bytes_moved()
+    floor_ms = max(flops / peaks["gflops"][case.dtype_name], moved / peaks["gbps"]) / 1e6
+
+    def per_ms(quantity: float | None) -> float | None:
+        return quantity / time.median if time and quantity else None
+
+    return {
+        "suite": case.suite,
+        "problem": str(case.layer),
+        "direction": case.direction,
+        "dtype": case.dtype_name,
+        "layout": m.implementation.layout,
+        "batch": case.batch,
+        "implementation": m.implementation.name,
+        "ms_median": _short(time.median if time else None),
+        "ms_p20": _short(time.p20 if time else None),
+        "ms_p80": _short(time.p80 if time else None),
+        "gflops": _short(per_ms(flops / 1e6)),
+        "gbps": _short(per_ms(moved / 1e6)),
+        "roofline_fraction": _short(per_ms(floor_ms)),
+        "speedup_vs_best_peer": _short(per_ms(best_peer_ms)),
+        "count": case.layer.count,
+        "flops": flops,
+        "bytes": moved,
+        "parity": "green" if time else "red",
+        "relative_error": _short(m.error) if math.isfinite(m.error) else None,
+    }
+
+
+def _short(value: float | None) -> float | None:
+    """Five significant digits: more would be noise."""
+    return None if value is None else float(f"{value:.5g}")

@@ -1,0 +1,100 @@
+"""The problems that benchmarks and tests share: grouped 3x3 layers of published models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..problem import ConvProblem, Direction
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_FIRST_STAGE_SIZE = 56  # a 224x224 image after the stem's two halvings
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A 3x3 convolution with padding 1 from ``channels`` to as many, square images.
+
+    ``size`` is the input's height and width in pixels; ``count`` tells how often the model has it.
+    """
+
+    channels: int
+    size: int
+    stride: int
+    groups: int
+    count: int
+
+    def problem(self, batch: int, dtype: torch.dtype, channels_last: bool = True) -> ConvProblem:
+        """The call on a CPU for ``batch`` images."""
+        return ConvProblem(
+            batch, self.channels, (self.size, self.size), self.channels, (3, 3),
+            (self.stride, self.stride), (1, 1), (1, 1), self.groups, dtype, "cpu", channels_last,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        stride = f" s{self.stride}" if self.stride != 1 else ""
+        return f"{self.channels}x{self.size}x{self.size} g{self.groups}{stride}"
+
+
+def resnext_layers(
+    blocks: Sequence[int], cardinality: int, bottleneck_width: int
+) -> tuple[Layer, ...]:
+    """The distinct grouped layers of an ImageNet ResNeXt (table 1 of arXiv:1611.05431).
+
+    Channels double and the image halves from stage to stage; the first block of every stage but
+    the first has stride 2.
+    """
+    layers = []
+    for stage, count in enumerate(blocks):
+        channels = cardinality * bottleneck_width << stage
+        size = _FIRST_STAGE_SIZE >> stage
+        if stage > 0:
+            layers.append(Layer(channels, 2 * size, 2, cardinality, 1))
+            count -= 1
+        layers.append(Layer(channels, size, 1, cardinality, count))
+    return tuple(layers)
+
+
+SUITES: dict[str, tuple[Layer, ...]] = {
+    "resnext50": resnext_layers((3, 4, 6, 3), 32, 4),
+    "resnext101_32x8d": resnext_layers((3, 4, 23, 3), 32, 8),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement to make: a layer, a direction, a dtype and a batch size."""
+
+    suite: str
+    layer: Layer
+    direction: Direction
+    dtype: torch.dtype
+    batch: int
+
+    @property
+    def problem(self) -> ConvProblem:
+        return self.layer.problem(self.batch, self.dtype)
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def __str__(self) -> str:
+        return f"{self.layer} {self.direction} {self.dtype_name} batch {self.batch}"
+
+
+def cases_of(
+    suite: str,
+    directions: Iterable[Direction],
+    dtypes: Iterable[torch.dtype],
+    batches: Iterable[int],
+) -> list[Case]:
+    """Every combination for the layers of a suite of `SUITES`, the layers varying fastest."""
+    combinations = [(t, b, d) for t in dtypes for b in batches for d in directions]
+    return [
+        Case(suite, layer, direction, dtype, batch)
+        for dtype, batch, direction in combinations
+        for layer in SUITES[suite]
+    ]

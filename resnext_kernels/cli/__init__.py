@@ -1,0 +1,32 @@
+"""The console commands: ``python -m resnext_kernels COMMAND`` or ``resnext-kernels COMMAND``.
+
+A command is a module with ``add_parser(subparsers)``, whose parser sets ``run``: a function from
+the parsed arguments to an exit code. 0 is success, 1 a result that is wrong, 2 a misuse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import bench, demo, info
+from .console import UserError
+
+_COMMANDS = (info, bench, demo)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, by default the process's own; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="resnext-kernels", description="Fast grouped convolution for PyTorch."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_parser(subparsers)
+    parsed = parser.parse_args(arguments)
+    try:
+        return parsed.run(parsed)
+    except UserError as error:
+        print(f"resnext-kernels {parsed.command}: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,73 @@
+"""``bench``: the kernel microbenchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ..bench import plot, runner
+from ..bench.implementations import PEERS
+from ..bench.report import red, report
+from ..bench.suites import DTYPES, SUITES, cases_of
+from ..problem import DIRECTIONS
+from .console import Progress, output_path, positive, require
+
+_DEVICES = ("cpu",)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure the kernels against their peers",
+        description="Measures every layer of a suite, parity first, interleaved with its peers. "
+        "Exits with 1 where a result was wrong.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--suite", choices=SUITES, default="resnext50", help="whose layers")
+    parser.add_argument("--device", choices=_DEVICES, default="cpu", help="where to run")
+    parser.add_argument(
+        "--direction", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS), help="which passes"
+    )
+    parser.add_argument(
+        "--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="which precisions"
+    )
+    parser.add_argument(
+        "--batch", nargs="+", type=positive, default=[1, 8], metavar="N", help="images in a batch"
+    )
+    parser.add_argument(
+        "--peers", nargs="+", choices=(*PEERS, "all"), default=["all"], help="what to compare with"
+    )
+    parser.add_argument("--json", type=output_path, metavar="FILE", help="write the records there")
+    parser.add_argument("--plot", type=output_path, metavar="FILE", help="write a PNG there")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.plot:
+        require_matplotlib("--plot")
+    dtypes = [DTYPES[name] for name in args.dtype]
+    cases = cases_of(args.suite, args.direction, dtypes, args.batch)
+    peers = list(PEERS) if "all" in args.peers else args.peers
+    result = runner.run(cases, peers, progress=Progress(len(cases)))
+    return deliver(result, args.json, args.plot)
+
+
+def require_matplotlib(purpose: str) -> None:
+    """Raise `UserError` before any work is done where the plot could not be drawn."""
+    require("matplotlib", "matplotlib", "bench", purpose)
+
+
+def deliver(result: runner.Result, json_path: Path | None, plot_path: Path | None) -> int:
+    """Print the tables, write the files asked for, and return the exit code."""
+    print(report(result))
+    if json_path:
+        json_path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+        print(f"\nrecords: {json_path}")
+    if plot_path:
+        try:
+            plot.plot(result, plot_path)
+            print(f"plot: {plot_path}")
+        except ValueError as error:
+            print(f"no plot: {error}")
+    return 1 if red(result["records"]) else 0

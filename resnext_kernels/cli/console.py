@@ -1,0 +1,69 @@
+"""What the commands share: errors in one line, progress, paths, optional packages."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+
+from ..bench.runner import Measurement
+
+
+class UserError(Exception):
+    """Something the user can put right; shown in one line, exit code 2."""
+
+
+def require(module: str, package: str, extra: str, purpose: str) -> None:
+    """Raise `UserError` saying what to install where ``module`` is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{purpose} needs {package}: pip install 'resnext-kernels[{extra}]'")
+
+
+def output_path(text: str) -> Path:
+    """An argument type: a file to be written, its folder made; refused before any work is done."""
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: is a folder, expected a file")
+    return path
+
+
+def positive(text: str) -> int:
+    """An argument type: an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a positive integer")
+    return int(text)
+
+
+class Progress:
+    """A line on stderr for each finished case; on a terminal, each one replaces the last."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._start = monotonic()
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, measurements: Sequence[Measurement]) -> None:
+        self._done += 1
+        elapsed = monotonic() - self._start
+        left = elapsed / self._done * (self._total - self._done)
+        times = ", ".join(
+            f"{m.implementation.name} {m.timing.median:.3f} ms" if m.timing
+            else f"{m.implementation.name} PARITY RED"
+            for m in measurements
+        )  # fmt: skip
+        line = f"[{self._done}/{self._total}, {left:.0f} s left] {measurements[0].case}: {times}"
+        if not self._terminal:
+            print(line, file=sys.stderr, flush=True)
+            return
+        fitting = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line would stay
+        end = "\n" if self._done == self._total else ""
+        print(f"\r\033[K{fitting}", end=end, file=sys.stderr, flush=True)

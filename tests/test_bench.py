@@ -1,0 +1,218 @@
+"""The benchmark: its problems, its clock, the machine it tells of, and its parity gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import resource
+import statistics
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_suite import FIELDS, LAYERS, break_auto, case
+
+import resnext_kernels as rk
+from resnext_kernels.bench import machine, peaks, report, runner, suites, timing
+from resnext_kernels.bench.implementations import OURS, PEERS, Implementation
+from resnext_kernels.bench.runner import Measurement
+from resnext_kernels.bench.timing import Timing
+from resnext_kernels.library import Library
+from resnext_kernels.problem import DIRECTIONS, ConvProblem
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(timing, "_MAX_ROUNDS", 8)
+    monkeypatch.setattr(peaks, "_COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(peaks, "_MATRIX", 32)
+
+
+@pytest.mark.parametrize(
+    "suite, build",
+    [
+        ("resnext50", rk.models.resnext50_32x4d),
+        ("resnext101_32x8d", rk.models.resnext101_32x8d),
+    ],
+)
+def test_suite_is_the_models_grouped_layers(suite, build):
+    found: Counter[tuple[int, ...]] = Counter()
+
+    def note(module, inputs, output):
+        _, channels, height, width = inputs[0].shape
+        assert channels == module.out_channels and height == width
+        assert module.kernel_size == (3, 3) and module.padding == (1, 1)
+        found[channels, height, module.stride[0], module.groups] += 1
+
+    with torch.device("meta"):
+        model = build().eval()
+        for module in model.modules():
+            if isinstance(module, rk.GroupedConv2d):
+                module.register_forward_hook(note)
+        model(torch.empty(1, 3, 224, 224))
+    layers = suites.SUITES[suite]
+    assert found == {(x.channels, x.size, x.stride, x.groups): x.count for x in layers}
+
+
+def test_cases_are_all_combinations_once():
+    cases = suites.cases_of("resnext50", DIRECTIONS, suites.DTYPES.values(), [1, 8])
+    assert len(set(cases)) == len(cases) == 7 * 3 * 2 * 2
+    assert cases[0].problem.input_shape == (1, 128, 56, 56)
+    assert cases[0].problem.output_shape == (1, 128, 56, 56)
+    assert cases[1].problem.output_shape == (1, 256, 28, 28)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_needed_flops_counts_products_within_the_image(seed):
+    draw = random.Random(seed)
+    kernel, stride, padding, dilation = (
+        (draw.randint(1, top), draw.randint(1, top)) for top in (4, 3, 3, 2)
+    )
+    x = torch.ones(2, 6, draw.randint(7, 11), draw.randint(7, 11))
+    w = torch.ones(4, 3, *kernel)
+    problem = ConvProblem.of(x, w, stride, padding, dilation, 2)
+    products = F.conv2d(x, w, None, stride, padding, dilation, 2).sum()
+    assert runner.needed_flops(problem) == 2 * products
+    assert runner.needed_flops(problem) <= problem.flops
+
+
+def test_timing_summarises_in_milliseconds():
+    nanoseconds = [random.randint(1, 10**7) for _ in range(31)]
+    found = Timing.of(nanoseconds)
+    deciles = statistics.quantiles(nanoseconds, n=10, method="inclusive")
+    expected = Timing(statistics.median(nanoseconds) / 1e6, deciles[1] / 1e6, deciles[7] / 1e6)
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(expected))
+    assert Timing.of([3_000_000]) == Timing(3.0, 3.0, 3.0)
+
+
+def test_every_round_calls_every_entry_once_with_the_next_operands(monkeypatch):
+    log: list[tuple[str, int]] = []
+    calls = {n: [lambda n=n, i=i: log.append((n, i)) for i in range(2)] for n in "abcd"}
+    times = timing.interleaved(calls, seconds=0)
+    assert set(times) == set("abcd")
+    rounds = [log[i : i + 4] for i in range(0, len(log), 4)]
+    assert len(rounds) == timing._WARM_UP_ROUNDS + timing._MIN_ROUNDS
+    assert all({name for name, _ in r} == set("abcd") for r in rounds)
+    turns = [{turn for _, turn in r} for r in rounds]
+    assert turns == [{0}, {1}, *({i % 2} for i in range(timing._MIN_ROUNDS))]
+    assert len({tuple(name for name, _ in r) for r in rounds}) > 1
+
+
+def test_rounds_go_on_for_the_seconds_asked_for(monkeypatch):
+    monkeypatch.setattr(timing, "_MAX_ROUNDS", 10**6)
+    count = 0
+
+    def call():
+        nonlocal count
+        count += 1
+
+    timing.interleaved({"a": [call]}, seconds=0.05)
+    assert count > 100
+
+
+def test_freed_memory_is_used_again():
+    timing.keep_freed_memory()
+
+    def fresh_pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(1 << 24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    # The heap may have to grow a few times; returned to the system, it would be 16384 pages always.
+    assert min(fresh_pages() for _ in range(5)) < 1000
+
+
+def test_peaks_keep_the_best_sample(monkeypatch):
+    copies, flops = iter([3.0, 5.0, 4.0]), iter([7.0, 6.0, 9.0])
+    monkeypatch.setattr(peaks, "_copy_gbps", lambda: next(copies))
+    monkeypatch.setattr(peaks, "_matmul_gflops", lambda dtype: next(flops))
+    monkeypatch.setattr(peaks.cpu, "LIBRARY", Library("_cpu", False, "not built"))
+    meter = peaks.Peaks([torch.float32])
+    for _ in range(3):
+        meter.sample()
+    found = meter.as_dict()
+    assert (found["gflops"], found["gbps"]) == ({"float32": 9.0}, 5.0)
+    assert found["threads"] == torch.get_num_threads()
+    assert found["method"]["gflops"].startswith("torch.mm")
+
+
+def test_peaks_are_measured_with_and_without_the_library(monkeypatch):
+    kinds = [peaks.cpu.LIBRARY, Library("_cpu", False, "not built")]
+    for library in kinds:
+        monkeypatch.setattr(peaks.cpu, "LIBRARY", library)
+        meter = peaks.Peaks([torch.float32, torch.bfloat16])
+        meter.sample()
+        found = meter.as_dict()
+        assert set(found["gflops"]) == {"float32", "bfloat16"}
+        assert all(0 < value < 1e6 for value in (*found["gflops"].values(), found["gbps"]))
+        assert found["method"]["gflops"].startswith("chains") == library.loaded
+
+
+def test_machine_and_commit():
+    found = machine.describe()
+    assert json.loads(json.dumps(found)) == found
+    assert found["threads"] == torch.get_num_threads() and found["processor"]
+    commit = machine.commit()
+    head = machine._git(Path(__file__).parent, "rev-parse", "HEAD")
+    assert (commit or "").removesuffix("-dirty") == (head or "")
+    assert machine._git(Path("/no such folder"), "status") is None
+
+
+@pytest.mark.parametrize("dtype", suites.DTYPES.values(), ids=suites.DTYPES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_run_measures_every_implementation(direction, dtype):
+    cases = [case(direction, dtype, batch, x) for x in LAYERS for batch in (1, 3)]
+    seen: list[list[Measurement]] = []
+    result = runner.run(cases, seconds=0, progress=seen.append)
+    assert [m[0].case for m in seen] == cases
+    expected = {name for name in OURS if name not in result["skipped"]} | set(PEERS)
+    assert "auto" in expected
+    for c in cases:
+        key = (str(c.layer), c.batch)
+        records = [r for r in result["records"] if (r["problem"], r["batch"]) == key]
+        assert {r["implementation"] for r in records} == expected
+        assert all(r["parity"] == "green" for r in records)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_operands_have_the_layout_that_the_record_tells():
+    problem = case().problem
+    for implementation in (*OURS.values(), *PEERS.values()):
+        x = implementation.copy_operands(runner.Operands.random(problem))
+        last = implementation.layout == "channels_last"
+        assert x.input.is_contiguous(memory_format=torch.channels_last) == last
+        assert x.grad_output.is_contiguous(memory_format=torch.channels_last) == last
+        assert x.input.is_contiguous() != last
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("value", [1.0, math.nan])
+def test_a_wrong_implementation_gets_no_time_and_no_speedup(monkeypatch, direction, value):
+    break_auto(monkeypatch, value)
+    result = runner.run([case(direction)], seconds=0)
+    wrong = [r for r in result["records"] if r["parity"] == "red"]
+    assert [r["implementation"] for r in wrong] == ["auto"]
+    numbers = FIELDS - {"count", "flops", "bytes", "batch", "relative_error"}
+    times = {k: v for k, v in wrong[0].items() if k in numbers and not isinstance(v, str)}
+    assert len(times) == 7 and set(times.values()) == {None}
+    assert (wrong[0]["relative_error"] is None) == math.isnan(value)
+    json.dumps(result, allow_nan=False)
+    text = report.report(result)
+    assert f"PARITY RED: auto {LAYERS[0]} {direction} float32 batch 1" in text
+    assert text.splitlines()[3].split()[-1] == "-"
+
+
+def test_a_wrong_shape_is_red(monkeypatch):
+    auto = OURS["auto"]
+    short = dataclasses.replace(auto, bind=lambda *args: lambda: auto.bind(*args)()[..., :-1])
+    (found,) = runner.measure(case(), [short], 0)
+    assert found.timing is None and found.error == math.inf
+
+
+def test_implementations_are_frozen_values():
+    assert all(isinstance(i, Implementation) and i.name == n for n, i in {**OURS, **PEERS}.items())
+    assert set(OURS) >= {"auto", "cpu"} and "aten" not in OURS
