@@ -15,7 +15,7 @@ from .problem import (
     Direction,
     IntOrPair,
     ProblemError,
-    as_pair,
+    normalise,
     validate,
 )
 
@@ -78,7 +78,7 @@ def explain(
     input: Tensor,
     weight: Tensor,
     stride: IntOrPair = 1,
-    padding: IntOrPair = 0,
+    padding: IntOrPair | str = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
 ) -> Explanation:
@@ -89,13 +89,10 @@ def explain(
     Raises:
         ProblemError: as `grouped_conv2d` would.
     """
-    conv = (
-        as_pair("stride", stride, 1),
-        as_pair("padding", padding, 0),
-        as_pair("dilation", dilation, 1),
-    )
-    validate(input, weight, None, *conv, groups)
-    problem = ConvProblem.of(input, weight, *conv, groups)
+    batched = input.unsqueeze(0) if input.dim() == 3 else input
+    batched, conv = normalise(batched, weight, stride, padding, dilation, groups)
+    validate(batched, weight, None, *conv)
+    problem = ConvProblem.of(batched, weight, *conv)
     chosen = {d: choose(problem, d).NAME for d in DIRECTIONS}
     reasons = {
         d: {

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import ops
-from .problem import FLOATING, IntOrPair, Pair, ProblemError, as_int, as_pair, validate
+from .problem import FLOATING, Convolution, IntOrPair, ProblemError, normalise, validate
 
 
 def grouped_conv2d(
@@ -50,32 +50,19 @@ def grouped_conv2d(
         return grouped_conv2d(
             batched, weight, bias, stride, padding, dilation, groups, backend=backend
         ).squeeze(0)
-    strides, dilations = as_pair("stride", stride, 1), as_pair("dilation", dilation, 1)
-    if isinstance(padding, str):
-        input, pads = _named_padding(input, weight, padding, strides, dilations)
-    else:
-        pads = as_pair("padding", padding, 0)
-    conv = (strides, pads, dilations, as_int("groups", groups))
+    input, conv = normalise(input, weight, stride, padding, dilation, groups)
     exotic = input.is_complex() or input.layout != torch.strided
     if backend in ("auto", "aten") and (exotic or input.numel() == 0):
-        return _left_to_aten(input, weight, bias, *conv)
+        return _left_to_aten(input, weight, bias, conv)
     convolve = _transformable() if _is_transformed() else ops.grouped_conv2d
     return convolve(input, weight, bias, *conv, backend)
 
 
-def _left_to_aten(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-) -> Tensor:
+def _left_to_aten(input: Tensor, weight: Tensor, bias: Tensor | None, conv: Convolution) -> Tensor:
     """For complex and oneDNN-blocked inputs, and empty ones, whose strides follow no rule."""
     if input.dtype in FLOATING and input.layout == torch.strided:
-        validate(input, weight, bias, stride, padding, dilation, groups)
-    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        validate(input, weight, bias, *conv)
+    return F.conv2d(input, weight, bias, *conv)
 
 
 def _is_transformed() -> bool:
@@ -96,21 +83,3 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise TypeError(f"{name}: {type(value).__name__}, expected a Tensor")
     if input.dim() not in (3, 4):
         raise ProblemError(f"input: shape {tuple(input.shape)}, expected 3 or 4 dimensions")
-
-
-def _named_padding(
-    input: Tensor, weight: Tensor, padding: str, stride: Pair, dilation: Pair
-) -> tuple[Tensor, Pair]:
-    """Resolve "same" and "valid"; an odd total of "same" pads one more at the bottom and right."""
-    if padding == "valid":
-        return input, (0, 0)
-    if padding != "same":
-        raise ProblemError(f"padding={padding!r}: expected 'same', 'valid', an int or a pair")
-    if stride != (1, 1):
-        raise ProblemError(f"stride={stride}: expected 1 with padding='same'")
-    if weight.dim() != 4:
-        raise ProblemError(f"weight: shape {tuple(weight.shape)}, expected 4 dimensions")
-    total_h, total_w = (d * max(k - 1, 0) for d, k in zip(dilation, weight.shape[2:], strict=True))
-    if total_h % 2 or total_w % 2:
-        input = F.pad(input, (0, total_w % 2, 0, total_h % 2))
-    return input, (total_h // 2, total_w // 2)

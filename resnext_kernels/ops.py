@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import dispatch
-from .problem import ConvProblem, Pair, ProblemError, memory_format_of, validate
+from .problem import ConvProblem, Pair, ProblemError, validate
 
 _CONV = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
 _LIB = torch.library.Library("resnext_kernels", "DEF")
@@ -81,22 +81,30 @@ def _grouped_conv2d_fused(
     backend: str,
 ) -> Tensor:
     problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
-    _check_epilogue(problem, residual, activation)
+    _check_epilogue(problem, input, residual, activation)
     chosen = dispatch.choose(problem, "fprop", backend)
     out = chosen.fprop(problem, input, weight, bias, residual, activation == "relu")
     return _in_format(out, problem.memory_format)
 
 
-def _check_epilogue(problem: ConvProblem, residual: Tensor | None, activation: str) -> None:
+def _check_epilogue(
+    problem: ConvProblem, input: Tensor, residual: Tensor | None, activation: str
+) -> None:
     if activation not in ACTIVATIONS:
         raise ProblemError(f"activation={activation!r}: expected one of {ACTIVATIONS}")
-    if residual is None:
-        return
-    if tuple(residual.shape) != problem.output_shape or residual.dtype != problem.dtype:
+    if residual is not None:
+        _check_like_output("residual", residual, problem, input)
+
+
+def _check_like_output(name: str, tensor: Tensor, problem: ConvProblem, input: Tensor) -> None:
+    if tuple(tensor.shape) != problem.output_shape:
         raise ProblemError(
-            f"residual: {residual.dtype} of shape {tuple(residual.shape)}, "
-            f"expected {problem.dtype} of shape {problem.output_shape}"
+            f"{name}: shape {tuple(tensor.shape)}, expected {problem.output_shape} as the output"
         )
+    for kind in ("dtype", "device"):
+        value, expected = getattr(tensor, kind), getattr(input, kind)
+        if value != expected:
+            raise ProblemError(f"{name}: {kind} {value}, expected {expected} as the input")
 
 
 def _grouped_conv2d_backward(
@@ -111,11 +119,7 @@ def _grouped_conv2d_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = checked_problem(input, weight, None, stride, padding, dilation, groups)
-    if tuple(grad_output.shape) != problem.output_shape or grad_output.dtype != problem.dtype:
-        raise ProblemError(
-            f"grad_output: {grad_output.dtype} of shape {tuple(grad_output.shape)}, "
-            f"expected {problem.dtype} of shape {problem.output_shape}"
-        )
+    _check_like_output("grad_output", grad_output, problem, input)
     grad_input, grad_weight, grad_bias = (grad_output.new_empty(0) for _ in range(3))
     if output_mask[0]:
         chosen = dispatch.choose(problem, "dgrad", backend)
@@ -175,7 +179,7 @@ def _fake_fused(
 ):
     out = _fake_forward(input, weight, bias, stride, padding, dilation, groups, backend)
     problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
-    _check_epilogue(problem, residual, activation)
+    _check_epilogue(problem, input, residual, activation)
     return out
 
 
@@ -183,6 +187,9 @@ def _fake_fused(
 def _fake_backward(
     grad_output, input, weight, stride, padding, dilation, groups, output_mask, backend
 ):
+    problem = checked_problem(input, weight, None, stride, padding, dilation, groups)
+    _check_like_output("grad_output", grad_output, problem, input)
+
     def like(tensor: Tensor, wanted: bool, memory_format: torch.memory_format) -> Tensor:
         if not wanted:
             return grad_output.new_empty(0)
@@ -191,7 +198,7 @@ def _fake_backward(
         )
 
     return (
-        like(input, output_mask[0], memory_format_of(input, weight)),
+        like(input, output_mask[0], problem.memory_format),
         like(weight, output_mask[1], _format(weight)),
         grad_output.new_empty(weight.shape[0] if output_mask[2] else 0),
     )
@@ -306,8 +313,9 @@ def _register_autocast(operator, device_type: str) -> None:
     excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def kernel(*args):
+        args = autocast(device_type, *args)  # sees autocast off where its key is excluded
         with torch._C._ExcludeDispatchKeyGuard(excluded):
-            return operator(*autocast(device_type, *args))
+            return operator(*args)
 
     _LIB.impl(operator._schema.name.split("::")[1], kernel, key)
 

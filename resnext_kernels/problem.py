@@ -14,6 +14,7 @@ from torch import Tensor
 Direction = Literal["fprop", "dgrad", "wgrad"]
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
+Convolution = tuple[Pair, Pair, Pair, int]
 
 DIRECTIONS: tuple[Direction, ...] = ("fprop", "dgrad", "wgrad")
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -49,6 +50,44 @@ def as_pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     if height < least or width < least:
         raise ProblemError(f"{name}={value!r}: expected values >= {least}")
     return height, width
+
+
+def normalise(
+    input: Tensor,
+    weight: Tensor,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    dilation: IntOrPair,
+    groups: int,
+) -> tuple[Tensor, Convolution]:
+    """Return ``input`` and ``(stride, padding, dilation, groups)``, all pairs and ``int``.
+
+    "same" padding that differs on two sides of the image is put into the input.
+    """
+    strides, dilations = as_pair("stride", stride, 1), as_pair("dilation", dilation, 1)
+    if isinstance(padding, str):
+        input, pads = _named_padding(input, weight, padding, strides, dilations)
+    else:
+        pads = as_pair("padding", padding, 0)
+    return input, (strides, pads, dilations, as_int("groups", groups))
+
+
+def _named_padding(
+    input: Tensor, weight: Tensor, padding: str, stride: Pair, dilation: Pair
+) -> tuple[Tensor, Pair]:
+    """Resolve "same" and "valid"; an odd total of "same" pads one more at the bottom and right."""
+    if padding == "valid":
+        return input, (0, 0)
+    if padding != "same":
+        raise ProblemError(f"padding={padding!r}: expected 'same', 'valid', an int or a pair")
+    if stride != (1, 1):
+        raise ProblemError(f"stride={stride}: expected 1 with padding='same'")
+    if weight.dim() != 4:
+        raise ProblemError(f"weight: shape {tuple(weight.shape)}, expected 4 dimensions")
+    total_h, total_w = (d * max(k - 1, 0) for d, k in zip(dilation, weight.shape[2:], strict=True))
+    if total_h % 2 or total_w % 2:
+        input = torch.nn.functional.pad(input, (0, total_w % 2, 0, total_h % 2))
+    return input, (total_h // 2, total_w // 2)
 
 
 def memory_format_of(input: Tensor, weight: Tensor) -> torch.memory_format:

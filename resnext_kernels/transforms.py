@@ -64,8 +64,11 @@ class _Trilinear(torch.autograd.Function):
             return ops.grouped_conv2d(input, weight, None, *conv, backend)
         mask = [input is None, weight is None, False]
         if input is None:
-            input = output.new_empty(problem.input_shape).contiguous(
-                memory_format=problem.memory_format
+            input = torch.empty(
+                problem.input_shape,
+                dtype=output.dtype,
+                device=output.device,
+                memory_format=problem.memory_format,
             )
         if weight is None:
             weight = output.new_empty(problem.weight_shape)

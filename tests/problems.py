@@ -152,6 +152,7 @@ def randn(shape: Shape, dtype: torch.dtype, layout: str = "contiguous", device="
 
 def relative_error(out: Tensor, truth: Tensor) -> float:
     """``||out - truth|| / ||truth||`` in float64, for finite ``out`` of ``truth``'s shape."""
+    out, truth = out.detach(), truth.detach()
     assert out.shape == truth.shape
     assert out.isfinite().all(), f"{int((~out.isfinite()).sum())} of {out.numel()} are not finite"
     error = (out.double().cpu() - truth).norm()

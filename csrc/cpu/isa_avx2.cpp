@@ -14,7 +14,7 @@ namespace {
 #include "peak.h"
 }  // namespace
 
-const Kernels table = {"avx2",    plan_taps,  pack_weights, run_taps,
-                       plan_wgrad, run_wgrad, reduce_wgrad, run_peak};
+const Kernels table = {"avx2",   plan_taps,    run_taps, plan_wgrad,
+                       run_wgrad, reduce_wgrad, run_peak};
 }  // namespace rnk::cpu::avx2
 #endif

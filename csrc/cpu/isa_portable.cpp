@@ -19,6 +19,6 @@ namespace {
 #include "peak.h"
 }  // namespace
 
-const Kernels table = {"portable",    plan_taps,  pack_weights, run_taps,
-                       plan_wgrad, run_wgrad, reduce_wgrad, run_peak};
+const Kernels table = {"portable",   plan_taps,    run_taps, plan_wgrad,
+                       run_wgrad, reduce_wgrad, run_peak};
 }  // namespace rnk::cpu::portable

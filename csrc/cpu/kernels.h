@@ -13,9 +13,7 @@ struct Kernels {
 
   // fprop and dgrad
   TapPlan (*plan_taps)(const TapConv&, int64_t threads);
-  void (*pack_weights)(const TapConv&, const TapPlan&, float* packed, int64_t begin, int64_t end);
-  void (*run_taps)(const TapConv&, const TapPlan&, const float* packed, float* scratch,
-                   int64_t begin, int64_t end);
+  void (*run_taps)(const TapConv&, const TapPlan&, float* scratch, int64_t begin, int64_t end);
 
   // wgrad
   WgradPlan (*plan_wgrad)(const Wgrad&, int64_t threads);

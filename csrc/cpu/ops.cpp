@@ -95,15 +95,9 @@ void parallel_tasks(int64_t tasks, int64_t words, F f) {
 void run(const TapConv& conv) {
   const Kernels& k = kernels();
   const TapPlan plan = k.plan_taps(conv, threads());
-  thread_local Workspace weights;
-  float* packed = weights.get(plan.packed_words());
-  torch::stable::parallel_for(0, plan.units, 1 + 16384 / plan.unit_weights,
-                              [&](int64_t begin, int64_t end) {
-                                k.pack_weights(conv, plan, packed, begin, end);
-                              });
   parallel_tasks(plan.tasks, plan.scratch_words,
                  [&](float* scratch, int64_t begin, int64_t end) {
-                   k.run_taps(conv, plan, packed, scratch, begin, end);
+                   k.run_taps(conv, plan, scratch, begin, end);
                  });
 }
 

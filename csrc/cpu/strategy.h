@@ -36,7 +36,7 @@ struct LaneStrategy {
 
   template <int COLS, int VECS>
   static void run(const TapConv&, const TapPlan&, const float* unit, int64_t column,
-                  const TapList& taps, const float* weight, Vec (&acc)[COLS * VECS]) {
+                  const TapRuns& taps, const float* weight, Vec (&acc)[COLS * VECS]) {
     static_assert(VECS == 1);
     lane_kernel<Math, WIDTH, COLS>(unit, column, taps, weight, acc);
   }
@@ -53,6 +53,7 @@ struct BroadcastStrategy {
   static int64_t tap_words(const TapConv& c) {
     return (c.src_width + Math::kPerWord - 1) / Math::kPerWord;
   }
+
   static int64_t col_words(const TapConv& c) { return tap_words(c); }
   static int64_t dst_vectors(const TapConv& c) { return (c.dst_width + kLanes - 1) / kLanes; }
   static int64_t unit_dst(const TapConv& c) { return c.dst_width; }
@@ -72,7 +73,7 @@ struct BroadcastStrategy {
 
   template <int COLS, int VECS>
   static void run(const TapConv& conv, const TapPlan& plan, const float* unit, int64_t column,
-                  const TapList& taps, const float* weight, Vec (&acc)[COLS * VECS]) {
+                  const TapRuns& taps, const float* weight, Vec (&acc)[COLS * VECS]) {
     const int64_t words = tap_words(conv);
     broadcast_kernel<Math, COLS, VECS>(unit, column, taps, words, plan.col_words, weight,
                                        conv.taps() * words * kLanes, acc);
@@ -108,6 +109,8 @@ auto with_strategy(const TapConv& c, F f) {
 #endif
 }
 
+constexpr int64_t kPrefetchBytes = 8192;
+
 // One row of a tile: columns lie by residue of the source step, so that kernels see a step of one.
 struct TileRow {
   int64_t cols, col_words, step;
@@ -119,10 +122,11 @@ struct TileRow {
 // Copies one source row into a tile: `units` units of `channels` channels (fewer where `present`
 // ends), columns from `start` on, zeros outside [0, src_cols).
 template <class S>
-inline void fill_row(const typename S::E* from, int64_t pixel_stride, int64_t start,
-                     int64_t src_cols, int64_t channels, int64_t present, int64_t units, float* to,
-                     const TileRow& row) {
+[[gnu::noinline]] void fill_row(const typename S::E* from, int64_t pixel_stride, int64_t start,
+                                int64_t src_cols, int64_t channels, int64_t present, int64_t units,
+                                float* to, const TileRow& row) {
   const int64_t unit_words = row.cols * row.col_words;
+  const int64_t whole = std::min(units, present / channels);
   for (int64_t i = 0; i < row.cols; ++i) {
     const int64_t col = start + i;
     float* column = to + row.place(i) * row.col_words;
@@ -132,11 +136,11 @@ inline void fill_row(const typename S::E* from, int64_t pixel_stride, int64_t st
       continue;
     }
     const typename S::E* pixel = from + col * pixel_stride;
-    for (int64_t u = 0; u < units; ++u) {
+    for (int64_t u = 0; u < whole; ++u, pixel += channels, column += unit_words) {
       // The hardware runs too short a way ahead of a copy that scatters.
-      __builtin_prefetch(reinterpret_cast<const char*>(pixel + u * channels) + 8192);
-      S::fill_column(column + u * unit_words, pixel + u * channels,
-                     std::min(channels, present - u * channels));
+      __builtin_prefetch(reinterpret_cast<const char*>(pixel) + kPrefetchBytes);
+      S::fill_column(column, pixel, S::kIsLane ? kLanes : channels);
     }
+    if (whole < units) S::fill_column(column, pixel, present - whole * channels);
   }
 }

@@ -97,7 +97,6 @@ struct TapPlan {
     chunks = (units + chunk_units - 1) / chunk_units;
   }
   int64_t slot_words(int64_t units_here) const { return units_here * tile_cols * col_words; }
-  int64_t packed_words() const { return units * unit_weights; }
 };
 
 }  // namespace rnk::cpu

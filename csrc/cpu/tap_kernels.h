@@ -19,11 +19,18 @@ struct Bf16Dot {
 };
 #endif
 
-// Where each tap of one destination row and column phase finds its source and weights.
-struct TapList {
+// Taps of one kernel row whose source columns are neighbours: what is loaded and shuffled for one
+// serves all.
+constexpr int kMaxRun = 3;
+struct TapRun {
+  int64_t source = 0;  // words from the unit's place in the tile to the first tap's source
   int64_t count = 0;
-  int64_t* source = nullptr;  // words from the unit's place in the tile
-  int64_t* weight = nullptr;  // index of the tap
+  int64_t tap[kMaxRun];
+};
+
+struct TapRuns {
+  int64_t count = 0;
+  TapRun* runs = nullptr;
 };
 
 // Lane kernel: shuffle control and source vector of step `step` of a group of `width` words.
@@ -40,58 +47,120 @@ struct LaneSteps {
   }
 };
 
-template <class Math, int WIDTH, int COLS, int STEP>
-inline void lane_step(const Vec (&x)[COLS], const float* weight, Vec (&acc)[COLS]) {
+template <class Math, int WIDTH, int COLS, int RUN, int STEP>
+[[gnu::always_inline]] inline void lane_steps(const float* source, const float* const (&weight)[RUN],
+                                              Vec (&acc)[COLS]) {
   using Steps = LaneSteps<Math, WIDTH>;
-  constexpr int kGroup = 4;
-  const Vec w = load(weight + STEP * kLanes);
-  for (int t = 0; t < COLS; ++t) acc[t] = Math::madd(acc[t], shuffle_quads<Steps::control(STEP)>(x[t]), w);
-  if constexpr ((STEP + 1) % kGroup != 0 && STEP + 1 < Steps::kWords)
-    lane_step<Math, WIDTH, COLS, STEP + 1>(x, weight, acc);
+  Vec w[RUN];
+  for (int r = 0; r < RUN; ++r) w[r] = load(weight[r] + STEP * kLanes);
+#pragma GCC unroll 16
+  for (int j = 0; j < COLS + RUN - 1; ++j) {
+    const Vec x = shuffle_quads<Steps::control(STEP)>(
+        load(source + (j * Steps::kVectors + STEP / 4) * kLanes));
+#pragma GCC unroll 3
+    for (int r = 0; r < RUN; ++r)
+      if (j - r >= 0 && j - r < COLS) acc[j - r] = Math::madd(acc[j - r], x, w[r]);
+  }
+  if constexpr (STEP + 1 < Steps::kWords)
+    lane_steps<Math, WIDTH, COLS, RUN, STEP + 1>(source, weight, acc);
 }
 
-template <class Math, int WIDTH, int COLS, int V>
-inline void lane_vectors(const float* source, const float* weight, Vec (&acc)[COLS]) {
-  using Steps = LaneSteps<Math, WIDTH>;
-  Vec x[COLS];
-  for (int t = 0; t < COLS; ++t) x[t] = load(source + (t * Steps::kVectors + V) * kLanes);
-  lane_step<Math, WIDTH, COLS, V * 4>(x, weight, acc);
-  if constexpr (V + 1 < Steps::kVectors) lane_vectors<Math, WIDTH, COLS, V + 1>(source, weight, acc);
+template <class Math, int WIDTH, int COLS, int RUN>
+[[gnu::always_inline]] inline void lane_run(const float* base, const TapRun& run,
+                                            const float* weight, Vec (&acc)[COLS]) {
+  const float* w[RUN];
+  for (int r = 0; r < RUN; ++r)
+    w[r] = weight + run.tap[r] * LaneSteps<Math, WIDTH>::kWords * kLanes;
+  lane_steps<Math, WIDTH, COLS, RUN, 0>(base + run.source, w, acc);
 }
 
 template <class Math, int WIDTH, int COLS>
-inline void lane_kernel(const float* unit, int64_t column, const TapList& taps, const float* weight,
-                        Vec (&acc)[COLS]) {
-  using Steps = LaneSteps<Math, WIDTH>;
-  const float* base = unit + column * Steps::kVectors * kLanes;
-  for (int64_t i = 0; i < taps.count; ++i)
-    lane_vectors<Math, WIDTH, COLS, 0>(base + taps.source[i],
-                                       weight + taps.weight[i] * Steps::kWords * kLanes, acc);
+[[gnu::always_inline]] inline void lane_kernel(const float* unit, int64_t column,
+                                               const TapRuns& taps, const float* weight,
+                                               Vec (&acc)[COLS]) {
+  const float* base = unit + column * LaneSteps<Math, WIDTH>::kVectors * kLanes;
+  for (int64_t i = 0; i < taps.count; ++i) {
+    const TapRun& run = taps.runs[i];
+    if (run.count == 3) {
+      lane_run<Math, WIDTH, COLS, 3>(base, run, weight, acc);
+    } else if (run.count == 2) {
+      lane_run<Math, WIDTH, COLS, 2>(base, run, weight, acc);
+    } else {
+      lane_run<Math, WIDTH, COLS, 1>(base, run, weight, acc);
+    }
+  }
 }
 
-// `weight` of VECS channel vectors, `weight_step` words apart; `words` per tap and column.
-template <class Math, int COLS, int VECS>
-inline void broadcast_kernel(const float* unit, int64_t column, const TapList& taps, int64_t words,
-                             int64_t col_words, const float* weight, int64_t weight_step,
-                             Vec (&acc)[COLS * VECS]) {
+// One channel vector, RUN taps: every source word is broadcast once for all of them.
+template <class Math, int COLS, int RUN>
+[[gnu::always_inline]] inline void broadcast_run(const float* base, const TapRun& run,
+                                                 int64_t words, int64_t col_words,
+                                                 const float* weight, Vec (&acc)[COLS]) {
+  constexpr int kColumns = COLS + RUN - 1;
+  constexpr int kFours = (kColumns + 3) / 4;
   // Columns by fours: base + {0, 1, 2, 3} * step needs few address registers.
+  const int64_t step = col_words * static_cast<int64_t>(sizeof(float)), step3 = 3 * step;
+  const char* x[kFours];
+  for (int f = 0; f < kFours; ++f)
+    x[f] = reinterpret_cast<const char*>(base + run.source) + 4 * f * step;
+  const float* w[RUN];
+  for (int r = 0; r < RUN; ++r) w[r] = weight + run.tap[r] * words * kLanes;
+  for (int64_t c = 0; c < words; ++c) {
+    Vec wv[RUN];
+    for (int r = 0; r < RUN; ++r) wv[r] = load(w[r] + c * kLanes);
+#pragma GCC unroll 16
+    for (int j = 0; j < kColumns; ++j) {
+      const int64_t offset = j % 4 == 3 ? step3 : j % 4 * step;
+      const Vec xv = broadcast(reinterpret_cast<const float*>(x[j / 4] + offset) + c);
+#pragma GCC unroll 3
+      for (int r = 0; r < RUN; ++r)
+        if (j - r >= 0 && j - r < COLS) acc[j - r] = Math::madd(acc[j - r], xv, wv[r]);
+    }
+  }
+}
+
+// VECS channel vectors `weight_step` words apart, tap after tap.
+template <class Math, int COLS, int VECS>
+[[gnu::always_inline]] inline void broadcast_tap(const float* source, int64_t words,
+                                                 int64_t col_words, const float* w,
+                                                 int64_t weight_step, Vec (&acc)[COLS * VECS]) {
   constexpr int kFours = (COLS + 3) / 4;
   const int64_t step = col_words * static_cast<int64_t>(sizeof(float)), step3 = 3 * step;
+  const char* x[kFours];
+  for (int f = 0; f < kFours; ++f) x[f] = reinterpret_cast<const char*>(source) + 4 * f * step;
+  for (int64_t c = 0; c < words; ++c, w += kLanes) {
+    Vec wv[VECS];
+    for (int v = 0; v < VECS; ++v) wv[v] = load(w + v * weight_step);
+#pragma GCC unroll 16
+    for (int t = 0; t < COLS; ++t) {
+      const int64_t offset = t % 4 == 3 ? step3 : t % 4 * step;
+      const Vec xv = broadcast(reinterpret_cast<const float*>(x[t / 4] + offset) + c);
+      for (int v = 0; v < VECS; ++v) acc[t * VECS + v] = Math::madd(acc[t * VECS + v], xv, wv[v]);
+    }
+  }
+}
+
+template <class Math, int COLS, int VECS>
+[[gnu::always_inline]] inline void broadcast_kernel(const float* unit, int64_t column,
+                                                    const TapRuns& taps, int64_t words,
+                                                    int64_t col_words, const float* weight,
+                                                    int64_t weight_step,
+                                                    Vec (&acc)[COLS * VECS]) {
   const float* base = unit + column * col_words;
   for (int64_t i = 0; i < taps.count; ++i) {
-    const char* x[kFours];
-    for (int f = 0; f < kFours; ++f)
-      x[f] = reinterpret_cast<const char*>(base + taps.source[i]) + 4 * f * step;
-    const float* w = weight + taps.weight[i] * words * kLanes;
-    for (int64_t c = 0; c < words; ++c, w += kLanes) {
-      Vec wv[VECS];
-      for (int v = 0; v < VECS; ++v) wv[v] = load(w + v * weight_step);
-      for (int t = 0; t < COLS; ++t) {
-        const int64_t offset = t % 4 == 3 ? step3 : t % 4 * step;
-        const Vec xv = broadcast(reinterpret_cast<const float*>(x[t / 4] + offset));
-        for (int v = 0; v < VECS; ++v) acc[t * VECS + v] = Math::madd(acc[t * VECS + v], xv, wv[v]);
+    const TapRun& run = taps.runs[i];
+    if constexpr (VECS == 1) {
+      if (run.count == 3) {
+        broadcast_run<Math, COLS, 3>(base, run, words, col_words, weight, acc);
+      } else if (run.count == 2) {
+        broadcast_run<Math, COLS, 2>(base, run, words, col_words, weight, acc);
+      } else {
+        broadcast_run<Math, COLS, 1>(base, run, words, col_words, weight, acc);
       }
-      for (int f = 0; f < kFours; ++f) x[f] += sizeof(float);
+    } else {
+      for (int64_t r = 0; r < run.count; ++r)
+        broadcast_tap<Math, COLS, VECS>(base + run.source + r * col_words, words, col_words,
+                                        weight + run.tap[r] * words * kLanes, weight_step, acc);
     }
   }
 }

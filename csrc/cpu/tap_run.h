@@ -54,91 +54,109 @@ class TapRunner {
                                     std::min<int64_t>(c.dst_rows, 2 * c.vertical.taps));
     p.row_bands = (c.dst_rows + p.band_rows - 1) / p.band_rows;
     p.tasks = p.chunks * c.batch * p.row_bands;
-    const int64_t lists = 2 * (2 * c.taps() * phases + phases);
-    p.scratch_words = p.chunk_units * row_words + lists + 64;
+    p.scratch_words = p.chunk_units * (row_words + p.unit_weights) + list_words(c) + 64;
     return p;
   }
 
-  static void pack(const TapConv& c, const TapPlan& p, float* packed, int64_t begin, int64_t end) {
-    const int64_t vectors = S::dst_vectors(c);
-    for (int64_t u = begin; u < end; ++u)
-      for (int64_t v = 0; v < vectors; ++v)
-        pack_vector(c, u, v, packed + u * p.unit_weights + v * c.taps() * S::tap_words(c) * kLanes);
-  }
-
-  static void run(const TapConv& c, const TapPlan& p, const float* packed, float* scratch,
-                  int64_t begin, int64_t end) {
-    TapRunner runner(c, p, packed, scratch);
+  static void run(const TapConv& c, const TapPlan& p, float* scratch, int64_t begin, int64_t end) {
+    TapRunner runner(c, p, scratch);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t band = task % p.row_bands, rest = task / p.row_bands;
       const int64_t first = rest / c.batch * p.chunk_units;
-      runner.chunk(rest % c.batch, first, std::min(p.chunk_units, p.units - first),
-                   band * p.band_rows, std::min(c.dst_rows, (band + 1) * p.band_rows));
+      runner.start_chunk(first, std::min(p.chunk_units, p.units - first));
+      runner.image(rest % c.batch, band * p.band_rows,
+                   std::min(c.dst_rows, (band + 1) * p.band_rows));
     }
   }
 
  private:
-  TapRunner(const TapConv& c, const TapPlan& p, const float* packed, float* scratch)
-      : c_(c), p_(p), packed_(packed), window_(c.vertical.window()) {
+  TapRunner(const TapConv& c, const TapPlan& p, float* scratch)
+      : c_(c), p_(p), window_(c.vertical.window()) {
     phases_ = c.horizontal.phases();
-    auto* lists = reinterpret_cast<int64_t*>(scratch);
-    sources_ = lists;
-    weights_ = lists + c.taps() * phases_;
-    counts_ = weights_ + c.taps() * phases_;
-    const int64_t used = 2 * (2 * c.taps() * phases_ + phases_);
-    tile_ = scratch + round_up(used, 16);
+    runs_ = reinterpret_cast<TapRun*>(scratch);
+    counts_ = reinterpret_cast<int64_t*>(runs_ + c.taps() * phases_);
+    packed_ = scratch + round_up(list_words(c), 16);
+    tile_ = packed_ + p.chunk_units * p.unit_weights;
+  }
+
+  static int64_t list_words(const TapConv& c) {
+    const int64_t phases = c.horizontal.phases();
+    return phases * (c.taps() * sizeof(TapRun) + sizeof(int64_t)) / sizeof(float);
   }
 
   // Weights of kLanes destination channels as [tap][source word][lane], zero where there is none.
-  static void pack_vector(const TapConv& c, int64_t unit, int64_t vector, float* to) {
+  void pack_vector(int64_t unit, int64_t vector, float* to) const {
     const E* rows[kLanes];
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       int64_t group = unit, dst = vector * kLanes + lane;
-      bool real = dst < c.dst_width;
+      bool real = dst < c_.dst_width;
       if constexpr (S::kIsLane) {
         const int64_t channel = unit * kLanes + lane;
-        group = channel / c.dst_width;
-        dst = channel % c.dst_width;
-        real = channel < c.dst_channels();
+        group = channel / c_.dst_width;
+        dst = channel % c_.dst_width;
+        real = channel < c_.dst_channels();
       }
-      rows[lane] = real ? static_cast<const E*>(c.weight) + group * c.weight_group +
-                              dst * c.weight_dst
+      rows[lane] = real ? static_cast<const E*>(c_.weight) + group * c_.weight_group +
+                              dst * c_.weight_dst
                         : nullptr;
     }
-    const int64_t taps = c.taps(), tap_step = S::tap_words(c) * kLanes;
+    const int64_t taps = c_.taps(), tap_step = S::tap_words(c_) * kLanes;
+    if constexpr (Math::kPerWord == 1) {
+      // A run of contiguous weights: all source channels in fprop, one in dgrad.
+      const int64_t sources = c_.weight_src == taps ? c_.src_width : 1;
+      for (int64_t s = 0; s < c_.src_width; s += sources)
+        for (int64_t k = 0; k < sources * taps; k += kLanes) {
+          const int n = static_cast<int>(std::min<int64_t>(kLanes, sources * taps - k));
+          Vec columns[kLanes];
+          load_columns(rows, s * c_.weight_src + k, n, columns);
+          for (int i = 0; i < n; ++i)
+            store(to + (k + i) % taps * tap_step + (s + (k + i) / taps) * kLanes, columns[i]);
+        }
+      return;
+    }
+#if RNK_BF16_DOT
     for (int64_t t = 0; t < taps; t += kLanes) {
       const int n = static_cast<int>(std::min<int64_t>(kLanes, taps - t));
-      for (int64_t word = 0; word < S::tap_words(c); ++word) {
-        Vec columns[kLanes];
-        load_columns(c, rows, word * Math::kPerWord, t, n, columns);
-#if RNK_BF16_DOT
-        if constexpr (Math::kPerWord == 2) {
-          Vec odd[kLanes];
-          load_columns(c, rows, 2 * word + 1, t, n, odd);
-          for (int i = 0; i < n; ++i) columns[i] = pair_words(columns[i], odd[i]);
+      for (int64_t s = 0; s < c_.src_width; s += 2) {
+        Vec even[kLanes], odd[kLanes];
+        load_columns(rows, s * c_.weight_src + t, n, even);
+        if (s + 1 < c_.src_width) {
+          load_columns(rows, (s + 1) * c_.weight_src + t, n, odd);
+        } else {
+          for (int i = 0; i < n; ++i) odd[i] = zero();
         }
-#endif
-        for (int i = 0; i < n; ++i) store(to + (t + i) * tap_step + word * kLanes, columns[i]);
+        for (int i = 0; i < n; ++i)
+          store(to + (t + i) * tap_step + s / 2 * kLanes, pair_words(even[i], odd[i]));
       }
     }
+#endif
   }
 
-  // columns[i] = tap t + i of source channel `src`, one lane a row.
-  static void load_columns(const TapConv& c, const E* const (&rows)[kLanes], int64_t src, int64_t t,
-                           int n, Vec (&columns)[kLanes]) {
-    for (int lane = 0; lane < kLanes; ++lane)
-      columns[lane] = rows[lane] && src < c.src_width
-                          ? load_elements(rows[lane] + src * c.weight_src + t, n)
-                          : zero();
+  // columns[i] = weight `offset` + i of every row, one lane a row.
+  static void load_columns(const E* const (&rows)[kLanes], int64_t offset, int n,
+                           Vec (&columns)[kLanes]) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (rows[lane]) __builtin_prefetch(rows[lane] + offset + 512 / sizeof(E));
+      columns[lane] = rows[lane] ? load_elements(rows[lane] + offset, n) : zero();
+    }
     transpose(columns);
   }
 
-  // Units [first, first + units) of image n, destination rows [row, row_end).
-  void chunk(int64_t n, int64_t first, int64_t units, int64_t row, int64_t row_end) {
-    n_ = n;
+  // Turns to units [first, first + units): packs their weights, which stay in the cache.
+  void start_chunk(int64_t first, int64_t units) {
+    if (first == first_ && units_ > 0) return;
     first_ = first;
     units_ = units;
     slot_words_ = p_.slot_words(units);
+    const int64_t vectors = S::dst_vectors(c_), words = c_.taps() * S::tap_words(c_) * kLanes;
+    for (int64_t u = 0; u < units; ++u)
+      for (int64_t v = 0; v < vectors; ++v)
+        pack_vector(first + u, v, packed_ + u * p_.unit_weights + v * words);
+  }
+
+  // Destination rows [row, row_end) of image n.
+  void image(int64_t n, int64_t row, int64_t row_end) {
+    n_ = n;
     const int64_t phase_cols = (c_.dst_cols + phases_ - 1) / phases_;
     for (int64_t j = 0; j < phase_cols; j += p_.columns) {
       column_ = j;
@@ -146,8 +164,6 @@ class TapRunner {
       for (int64_t y = row; y < row_end; ++y) {
         const int64_t last = std::min(c_.vertical.last_source(y), c_.src_rows - 1);
         for (; next <= last; ++next) load_row(next);
-        soon_ = next;
-        soon_end_ = y + 1 < row_end ? std::min(c_.vertical.last_source(y + 1) + 1, c_.src_rows) : 0;
         compute_row(y);
       }
     }
@@ -164,45 +180,48 @@ class TapRunner {
                 TileRow{p_.tile_cols, p_.col_words, step});
   }
 
-  // The source rows that the next destination row will load, for unit u and columns [j, j + cols):
-  // a pixel's channels lie too far apart for the hardware to see them coming.
-  void prefetch(int64_t u, int64_t j, int64_t cols) const {
-    const int64_t step = c_.horizontal.source_step(), channels = S::unit_channels(c_);
-    const int64_t start = p_.col_lo + (column_ + j) * step;
-    const int64_t from = std::max<int64_t>(start, 0);
-    const int64_t to = std::min(start + cols * step, c_.src_cols);
-    for (int64_t row = soon_; row < soon_end_; ++row)
-      for (int64_t col = from; col < to; ++col) {
-        const E* pixel = static_cast<const E*>(c_.src) + n_ * c_.src_strides.n +
-                         row * c_.src_strides.h + col * c_.src_strides.w + (first_ + u) * channels;
-        for (int64_t i = 0; i < channels; i += 64 / static_cast<int64_t>(sizeof(E)))
-          __builtin_prefetch(pixel + i);
-      }
-  }
-
-  TapList taps(int64_t phase) const {
-    return {counts_[phase], sources_ + phase * c_.taps(), weights_ + phase * c_.taps()};
-  }
+  TapRuns taps(int64_t phase) const { return {counts_[phase], runs_ + phase * c_.taps()}; }
 
   void list_taps(int64_t y) {
     const TapAxis &vertical = c_.vertical, &horizontal = c_.horizontal;
     const TileRow tile_row{p_.tile_cols, p_.col_words, horizontal.source_step()};
     for (int64_t phase = 0; phase < phases_; ++phase) {
       int64_t count = 0;
+      TapRun* const runs = runs_ + phase * c_.taps();
       for (int64_t r = 0; r < vertical.taps; ++r) {
         int64_t row;
         if (!vertical.source(y, r, &row) || row < 0 || row >= c_.src_rows) continue;
-        const int64_t row_words = row % window_ * slot_words_;
+        const int64_t row_words = row % window_ * slot_words_, first = count;
         for (int64_t s = 0; s < horizontal.taps; ++s) {
           int64_t col;
           if (!horizontal.source(phase, s, &col)) continue;
-          const int64_t at = phase * c_.taps() + count++;
-          sources_[at] = row_words + tile_row.place(col - p_.col_lo) * p_.col_words;
-          weights_[at] = r * horizontal.taps + s;
+          const int64_t source = row_words + tile_row.place(col - p_.col_lo) * p_.col_words;
+          count = add_tap(runs, first, count, source, r * horizontal.taps + s);
         }
       }
       counts_[phase] = count;
     }
+  }
+
+  // Appends a tap to the run of runs[first, count) that it continues at either end, or starts one.
+  int64_t add_tap(TapRun* runs, int64_t first, int64_t count, int64_t source, int64_t tap) const {
+    for (int64_t i = first; i < count; ++i) {
+      TapRun& run = runs[i];
+      if (run.count == kMaxRun) continue;
+      if (source == run.source + run.count * p_.col_words) {
+        run.tap[run.count++] = tap;
+        return count;
+      }
+      if (source == run.source - p_.col_words) {  // dgrad meets the taps from right to left
+        std::copy_backward(run.tap, run.tap + run.count, run.tap + run.count + 1);
+        run.source = source;
+        run.tap[0] = tap;
+        ++run.count;
+        return count;
+      }
+    }
+    runs[count] = TapRun{source, 1, {tap}};
+    return count + 1;
   }
 
   void compute_row(int64_t y) {
@@ -237,10 +256,10 @@ class TapRunner {
   template <int COLS, int VECS>
   void block(int64_t y, int64_t u, int64_t phase, int64_t j, int64_t v) {
     const int64_t unit = first_ + u;
-    const float* weight = packed_ + unit * p_.unit_weights +
+    const float* weight = packed_ + u * p_.unit_weights +
                           v * c_.taps() * S::tap_words(c_) * kLanes;
-    if (v == 0 && phase == 0) prefetch(u, j, COLS);
     Vec acc[COLS * VECS];
+#pragma GCC unroll 32
     for (int i = 0; i < COLS * VECS; ++i) acc[i] = zero();
     S::template run<COLS, VECS>(c_, p_, tile_ + u * p_.tile_cols * p_.col_words, j, taps(phase),
                                 weight, acc);
@@ -284,22 +303,17 @@ class TapRunner {
 
   const TapConv& c_;
   const TapPlan& p_;
-  const float* packed_;
-  float* tile_;
-  int64_t *sources_, *weights_, *counts_;
+  float *packed_, *tile_;
+  TapRun* runs_;
+  int64_t* counts_;
   int64_t window_, phases_;
   int64_t n_ = 0, first_ = 0, units_ = 0, slot_words_ = 0, column_ = 0;
-  int64_t soon_ = 0, soon_end_ = 0;
 };
 
 inline TapPlan plan_taps(const TapConv& c, int64_t threads) {
   return with_strategy(c, [&]<class S>() { return TapRunner<S>::plan(c, threads); });
 }
-inline void pack_weights(const TapConv& c, const TapPlan& p, float* packed, int64_t begin,
-                         int64_t end) {
-  with_strategy(c, [&]<class S>() { TapRunner<S>::pack(c, p, packed, begin, end); });
-}
-inline void run_taps(const TapConv& c, const TapPlan& p, const float* packed, float* scratch,
-                     int64_t begin, int64_t end) {
-  with_strategy(c, [&]<class S>() { TapRunner<S>::run(c, p, packed, scratch, begin, end); });
+inline void run_taps(const TapConv& c, const TapPlan& p, float* scratch, int64_t begin,
+                     int64_t end) {
+  with_strategy(c, [&]<class S>() { TapRunner<S>::run(c, p, scratch, begin, end); });
 }

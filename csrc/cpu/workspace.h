@@ -1,4 +1,4 @@
-// Memory that a calling thread keeps between calls: packed weights and the tiles of its workers.
+// Memory that a calling thread keeps between calls for the packed weights and tiles of its workers.
 // Fresh memory would cost a page fault every 4 KiB in every call, more than a small layer takes.
 #pragma once
 

@@ -1,0 +1,191 @@
+"""Which backend serves a call, what it says where it does not, and installs that lack parts."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from problems import PROBLEMS, problem
+
+import resnext_kernels as rk
+from resnext_kernels import dispatch
+from resnext_kernels.backends import BACKENDS, aten
+from resnext_kernels.problem import DIRECTIONS
+
+PACKAGE = Path(rk.__file__).parent
+
+
+def operands(case=None):
+    case = case or problem(8)
+    return torch.randn(case.input_shape), torch.randn(case.weight_shape)
+
+
+def test_every_backend_has_the_one_interface():
+    assert [backend.NAME for backend in BACKENDS.values()] == list(BACKENDS)
+    for backend in BACKENDS.values():
+        for direction in DIRECTIONS:
+            assert callable(getattr(backend, direction))
+            assert isinstance(backend.not_supported_reasons(problem(8), direction), list)
+    assert list(BACKENDS)[-1] == "aten"
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_aten_serves_everything(direction):
+    for case in PROBLEMS:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            case = dataclasses.replace(case, dtype=dtype)
+            assert aten.not_supported_reasons(case, direction) == []
+            assert dispatch.choose(case, direction, "aten") is aten
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("device", ["cpu", "cuda", "meta"])
+def test_auto_takes_what_nothing_speaks_against(direction, device):
+    for case in PROBLEMS:
+        case = dataclasses.replace(case, device=device)
+        chosen = dispatch.choose(case, direction)
+        assert not chosen.not_supported_reasons(case, direction)
+        better = [module for module in BACKENDS.values() if module is not aten]
+        before = better[: better.index(chosen)] if chosen in better else better
+        for module in before:
+            assert dispatch.auto_reasons_against(module, case, direction)
+
+
+@pytest.mark.parametrize("backend", ["", "CPU", "cudnn", "none"])
+def test_unknown_backend(backend):
+    names = ", ".join(repr(name) for name in ("auto", *BACKENDS))
+    with pytest.raises(rk.ProblemError) as error:
+        rk.grouped_conv2d(*operands(), groups=2, backend=backend)
+    assert str(error.value) == f"backend={backend!r}: expected one of {names}"
+    with pytest.raises(rk.ProblemError, match="expected one of"):
+        rk.grouped_conv2d(*(t.to("meta") for t in operands()), groups=2, backend=backend)
+
+
+def test_named_backend_raises_with_every_reason():
+    input, weight = (t.half() for t in operands(problem(8, batch=0)))
+    with pytest.raises(rk.ProblemError) as error:
+        rk.grouped_conv2d(input, weight, groups=2, backend="cpu")
+    text = str(error.value)
+    assert text.startswith("backend='cpu' cannot serve fprop of 0x16x6x7 -> 16 3x3 g2: ")
+    assert "dtype torch.float16, serves torch.float32, torch.bfloat16" in text
+    assert "empty input (0, 16, 6, 7)" in text
+
+
+@pytest.mark.parametrize("direction", ["dgrad", "wgrad"])
+def test_named_backend_holds_for_gradients_too(direction, monkeypatch):
+    """A backend that serves the forward alone does not hand the gradient to another one."""
+    input, weight = (t.requires_grad_() for t in operands())
+    output = rk.grouped_conv2d(input, weight, groups=2, backend="aten")
+    monkeypatch.setattr(
+        aten, "not_supported_reasons", lambda problem, d: ["out of order"] * (d == direction)
+    )
+    dispatch.choose.cache_clear()
+    with pytest.raises(rk.ProblemError, match=f"'aten' cannot serve {direction} of .*out of order"):
+        output.sum().backward()
+    dispatch.choose.cache_clear()
+
+
+def test_explain():
+    case = problem(8)
+    explanation = rk.explain(*operands(case), padding=1, groups=2)
+    assert explanation.problem == case
+    for direction in DIRECTIONS:
+        chosen = dispatch.choose(case, direction).NAME
+        assert explanation.chosen[direction] == chosen
+        assert set(explanation.reasons[direction]) == set(BACKENDS) - {chosen}
+        assert f"  {direction}: {chosen}\n" in str(explanation)
+    for name, reasons in explanation.reasons["fprop"].items():
+        assert reasons
+        assert f"    not {name}: {'; '.join(reasons)}" in str(explanation)
+
+
+def test_explain_raises_as_the_call_would():
+    with pytest.raises(rk.ProblemError, match="groups=3: expected a positive divisor"):
+        rk.explain(*operands(), groups=3)
+    with pytest.raises(rk.ProblemError, match="stride=0: expected"):
+        rk.explain(*operands(), stride=0, groups=2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"padding": "same"}, {"padding": "valid"}, {"stride": (2, 1), "padding": [1], "dilation": 2}],
+    ids=str,
+)
+def test_explain_takes_what_the_call_takes(arguments):
+    assert rk.explain(*operands(), groups=2, **arguments).chosen["fprop"] in BACKENDS
+    assert rk.explain(operands()[0][0], operands()[1], groups=2, **arguments)
+
+
+def run_python(code: str, folder: Path) -> str:
+    """What a fresh process prints that finds the package in ``folder``."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ImportWarning", "-c", code],
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+WITHOUT_LIBRARIES = """
+import torch, resnext_kernels as rk
+from resnext_kernels import dispatch, problem
+input, weight = torch.randn(2, 8, 5, 5), torch.randn(8, 4, 3, 3, requires_grad=True)
+out = rk.grouped_conv2d(input, weight, groups=2)
+out.sum().backward()
+print(out.shape == (2, 8, 3, 3), set(rk.explain(input, weight, groups=2).chosen.values()))
+try:
+    rk.grouped_conv2d(input, weight, groups=2, backend="cpu")
+except rk.ProblemError as error:
+    print(error)
+"""
+WITHOUT_TRITON = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "triton":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+import torch, resnext_kernels as rk
+out = rk.grouped_conv2d(torch.randn(2, 8, 5, 5), torch.randn(8, 4, 3, 3), groups=2)
+print(out.shape == (2, 8, 3, 3), "triton" in sys.modules)
+"""
+
+
+@pytest.fixture
+def bare_copy(tmp_path: Path) -> Path:
+    """A folder with a copy of the package that has no compiled libraries."""
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=ignored)
+    return tmp_path
+
+
+def test_without_compiled_libraries(bare_copy):
+    served, error = run_python(WITHOUT_LIBRARIES, bare_copy).splitlines()
+    assert served == "True {'aten'}"
+    assert error.startswith("backend='cpu' cannot serve fprop of 2x8x5x5 -> 8 3x3 g2: ")
+    assert "_cpu.so was not built into this install" in error
+
+
+def test_library_that_does_not_load(bare_copy):
+    (bare_copy / PACKAGE.name / "_cpu.so").write_bytes(b"no library")
+    served, error = run_python(WITHOUT_LIBRARIES, bare_copy).splitlines()
+    assert served == "True {'aten'}"
+    assert "_cpu.so failed to load: " in error
+
+
+def test_without_triton():
+    assert run_python(WITHOUT_TRITON, PACKAGE.parent).split() == ["True", "False"]
+
+
+def test_import_is_light():
+    """Neither the compiler nor a peer is imported before it is used."""
+    heavy = ["torch._dynamo", "triton", "torchvision", "timm", "matplotlib", "skimage"]
+    code = f"import sys, resnext_kernels; print(*[m for m in {heavy} if m in sys.modules])"
+    assert run_python(code, PACKAGE.parent).split() == []
