@@ -184,8 +184,8 @@ void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, co
                  [&](float* scratch, int64_t begin, int64_t end) {
                    k.run_wgrad(w, plan, partial, scratch, begin, end);
                  });
-  const int64_t filter = w.problem.in_width() * w.problem.taps();
-  torch::stable::parallel_for(0, w.problem.out_channels, 1 + 16384 / filter,
+  if (plan.splits == 1) return;
+  torch::stable::parallel_for(0, plan.units, 1 + 16384 / plan.unit_weights,
                               [&](int64_t begin, int64_t end) {
                                 k.reduce_wgrad(w, plan, partial, begin, end);
                               });

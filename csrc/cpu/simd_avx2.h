@@ -61,10 +61,16 @@ inline void store_elements(uint16_t* p, Vec v, int n) {
   }
 }
 
-// Within each quad of lanes: pick lane IMM[2i+1:2i] for lane i.
-template <int IMM>
-inline Vec shuffle_quads(Vec v) {
-  return _mm256_permute_ps(v, IMM);
+// Lane i takes channel STEP of its own group of WIDTH lanes.
+template <int WIDTH, int STEP>
+inline Vec spread(Vec v) {
+  if constexpr (WIDTH == 4) {
+    return _mm256_permute_ps(v, STEP * 0x55);
+  } else if constexpr (WIDTH == 2) {
+    return _mm256_permute_ps(v, STEP ? 0xF5 : 0xA0);
+  } else {
+    return v;
+  }
 }
 
 // rows[i][k] -> rows[k][i]
@@ -74,10 +80,4 @@ inline void transpose(Vec (&rows)[kLanes]) {
   for (int i = 0; i < kLanes; ++i)
     for (int k = 0; k < kLanes; ++k) out[k][i] = in[i][k];
   for (int i = 0; i < kLanes; ++i) rows[i] = load(out[i]);
-}
-
-// Width 8 has no lane kernel here: the vector is no wider than a group.
-template <int HALF>
-inline Vec spread_octets(Vec v) {
-  return v;
 }

@@ -59,17 +59,20 @@ inline void store_elements(uint16_t* p, Vec v, int n) {
   }
 }
 
-// Within each quarter of four lanes: pick lane IMM[2i+1:2i] for lane i.
-template <int IMM>
-inline Vec shuffle_quads(Vec v) {
-  return _mm512_permute_ps(v, IMM);
-}
-
-// Width 8: quarters (0, 0, 2, 2) for HALF 0 and (1, 1, 3, 3) for HALF 1, so that each quarter
-// holds four channels of the group whose outputs lie in it.
-template <int HALF>
-inline Vec spread_octets(Vec v) {
-  return _mm512_shuffle_f32x4(v, v, HALF ? 0xF5 : 0xA0);
+// Lane i takes channel STEP of its own group of WIDTH lanes.
+template <int WIDTH, int STEP>
+inline Vec spread(Vec v) {
+  if constexpr (WIDTH == 8) {
+    const __m512i first = _mm512_set1_epi32(STEP);
+    const __m512i index = _mm512_mask_set1_epi32(first, 0xFF00, 8 + STEP);
+    return _mm512_permutexvar_ps(index, v);
+  } else if constexpr (WIDTH == 4) {
+    return _mm512_permute_ps(v, STEP * 0x55);
+  } else if constexpr (WIDTH == 2) {
+    return _mm512_permute_ps(v, STEP ? 0xF5 : 0xA0);
+  } else {
+    return v;
+  }
 }
 
 // rows[i][k] -> rows[k][i]
@@ -107,16 +110,27 @@ inline Vec pair_words(Vec even, Vec odd) {
 inline Vec dot_bf16(Vec acc, Vec a, Vec b) {
   return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
-// 16 bf16 channels as pairs (32-bit words), spread so that each quarter of four outputs finds the
-// words of its own group: width 8 as (w0 w1 w2 w3), narrower ones as (w0 w0 w1 w1).
+// 16 bf16 channels as pairs (32-bit words), such that each quarter of four outputs finds the words
+// of its own group: width 8 as (w0 w1 w2 w3), narrower ones as (w0 w0 w1 w1).
 template <int WIDTH>
-inline Vec spread_pairs(__m256i v) {
+inline Vec unfold_pairs(__m256i v) {
   if constexpr (WIDTH == 8) {
     const __m512i wide = _mm512_castsi256_si512(v);
     return _mm512_castsi512_ps(_mm512_permutexvar_epi64(_mm512_set_epi64(3, 2, 3, 2, 1, 0, 1, 0), wide));
   } else {
     const __m512i wide = _mm512_cvtepu32_epi64(v);
     return _mm512_castsi512_ps(_mm512_shuffle_epi32(wide, static_cast<_MM_PERM_ENUM>(0xA0)));
+  }
+}
+// Lane i takes pair STEP of its own group of WIDTH channels from unfolded pairs.
+template <int WIDTH, int STEP>
+inline Vec spread_pairs(Vec v) {
+  if constexpr (WIDTH == 8) {
+    return _mm512_permute_ps(v, STEP * 0x55);
+  } else if constexpr (WIDTH == 4) {
+    return _mm512_permute_ps(v, STEP ? 0xAA : 0x00);
+  } else {
+    return v;
   }
 }
 #endif

@@ -41,10 +41,14 @@ inline void store_elements(uint16_t* p, Vec v, int n) {
 template <class E>
 inline void stream_elements(E*, Vec) {}
 
-// Pick lane IMM[2i+1:2i] for lane i.
-template <int IMM>
-inline Vec shuffle_quads(Vec v) {
-  return Vec{v[IMM & 3], v[IMM >> 2 & 3], v[IMM >> 4 & 3], v[IMM >> 6 & 3]};
+// Lane i takes channel STEP of its own group of WIDTH lanes.
+template <int WIDTH, int STEP>
+inline Vec spread(Vec v) {
+  if constexpr (WIDTH == 2) {
+    return Vec{v[STEP], v[STEP], v[2 + STEP], v[2 + STEP]};
+  } else {
+    return v;
+  }
 }
 
 // rows[i][k] -> rows[k][i]
@@ -54,10 +58,4 @@ inline void transpose(Vec (&rows)[kLanes]) {
   for (int i = 0; i < kLanes; ++i)
     for (int k = 0; k < kLanes; ++k) out[k][i] = in[i][k];
   for (int i = 0; i < kLanes; ++i) rows[i] = load(out[i]);
-}
-
-// Width 8 has no lane kernel here: the vector is no wider than a group.
-template <int HALF>
-inline Vec spread_octets(Vec v) {
-  return v;
 }

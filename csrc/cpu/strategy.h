@@ -7,13 +7,12 @@ template <class MathT, class ElementT, int WIDTH>
 struct LaneStrategy {
   using Math = MathT;
   using E = ElementT;
-  using Steps = LaneSteps<Math, WIDTH>;
   static constexpr bool kIsLane = true;
 
   static int64_t units(const TapConv& c) { return (c.src_channels() + kLanes - 1) / kLanes; }
   static int64_t unit_channels(const TapConv&) { return kLanes; }
-  static int64_t col_words(const TapConv&) { return Steps::kVectors * kLanes; }
-  static int64_t tap_words(const TapConv&) { return Steps::kWords; }
+  static int64_t col_words(const TapConv&) { return kLanes; }
+  static int64_t tap_words(const TapConv&) { return WIDTH / Math::kPerWord; }
   static int64_t dst_vectors(const TapConv&) { return 1; }
   static int64_t unit_dst(const TapConv&) { return kLanes; }
 
@@ -21,17 +20,11 @@ struct LaneStrategy {
     const int n = static_cast<int>(channels);
 #if RNK_BF16_DOT
     if constexpr (Math::kPerWord == 2) {
-      store(to, spread_pairs<WIDTH>(load_bf16(from, n)));
+      store(to, unfold_pairs<WIDTH>(load_bf16(from, n)));
       return;
     }
 #endif
-    const Vec v = load_elements(from, n);
-    if constexpr (Steps::kVectors == 2) {
-      store(to, spread_octets<0>(v));
-      store(to + kLanes, spread_octets<1>(v));
-    } else {
-      store(to, v);
-    }
+    store(to, load_elements(from, n));
   }
 
   template <int COLS, int VECS>
@@ -60,15 +53,24 @@ struct BroadcastStrategy {
 
   static void fill_column(float* to, const E* from, int64_t channels) {
     if constexpr (Math::kPerWord == 2) {
-      std::memcpy(to, from, channels * sizeof(E));
-      if (channels % 2) reinterpret_cast<E*>(to)[channels] = 0;
-      return;
+      const float* pairs = reinterpret_cast<const float*>(from);
+      copy_words<float>(to, pairs, channels / 2);
+      if (channels % 2) {
+        uint16_t* last = reinterpret_cast<uint16_t*>(to + channels / 2);
+        last[0] = from[channels - 1];
+        last[1] = 0;
+      }
+    } else {
+      copy_words<E>(to, from, channels);
     }
+  }
+
+  template <class From>
+  static void copy_words(float* to, const From* from, int64_t count) {
     int64_t c = 0;
-    for (; c + kLanes <= channels; c += kLanes) store(to + c, load_elements(from + c, kLanes));
-    if (c < channels)
-      store_elements(to + c, load_elements(from + c, static_cast<int>(channels - c)),
-                     static_cast<int>(channels - c));
+    for (; c + kLanes <= count; c += kLanes) store(to + c, load_elements(from + c, kLanes));
+    const int rest = static_cast<int>(count - c);
+    if (rest) store_elements(to + c, load_elements(from + c, rest), rest);
   }
 
   template <int COLS, int VECS>

@@ -76,6 +76,20 @@ struct TapConv {
   int64_t dst_channels() const { return groups * dst_width; }
 };
 
+// Cuts `units` into even chunks of at most `most`, where there are several a multiple of `threads`.
+struct Chunks {
+  int64_t units = 0, count = 0;
+
+  Chunks() = default;
+  Chunks(int64_t all, int64_t most, int64_t threads) {
+    most = std::clamp<int64_t>(most, 1, all);
+    count = (all + most - 1) / most;
+    if (count > 1) count = std::min((count + threads - 1) / threads * threads, all);
+    units = (all + count - 1) / count;
+    count = (all + units - 1) / units;
+  }
+};
+
 // How a TapConv is cut into tasks and what memory it needs; made by the ISA that runs it.
 struct TapPlan {
   int64_t units = 0;         // lane kernels: blocks of channels; broadcast kernels: groups
@@ -89,13 +103,6 @@ struct TapPlan {
   int64_t tasks = 0;
   bool stream = false;       // results go past the caches
 
-  // Even chunks of at most `most` units.
-  void set_chunks(int64_t most) {
-    most = std::clamp<int64_t>(most, 1, units);
-    chunks = (units + most - 1) / most;
-    chunk_units = (units + chunks - 1) / chunks;
-    chunks = (units + chunk_units - 1) / chunk_units;
-  }
   int64_t slot_words(int64_t units_here) const { return units_here * tile_cols * col_words; }
 };
 

@@ -3,19 +3,27 @@
 // A tile holds source rows as 32-bit words, one float or one pair of bf16 each, compact by unit
 // and padded with zeros, so that a kernel sees constant steps and no border. Both kernels keep one
 // accumulator vector per destination column (and channel vector) over all taps:
-//   lane      widths below the vector: a vector holds several groups; a shuffle inside quads
-//             gives every output lane its own group's channel.
+//   lane      widths below the vector: a vector holds several groups; a shuffle gives every output
+//             lane its own group's channel.
 //   broadcast any width: a vector holds outputs of one group; the source word is broadcast.
 #pragma once
 
 struct F32 {
   static constexpr int kPerWord = 1;
   static Vec madd(Vec acc, Vec x, Vec w) { return fma(x, w, acc); }
+  template <int WIDTH, int STEP>
+  static Vec spread_word(Vec x) {
+    return spread<WIDTH, STEP>(x);
+  }
 };
 #if RNK_BF16_DOT
 struct Bf16Dot {
   static constexpr int kPerWord = 2;
   static Vec madd(Vec acc, Vec x, Vec w) { return dot_bf16(acc, x, w); }
+  template <int WIDTH, int STEP>
+  static Vec spread_word(Vec x) {
+    return spread_pairs<WIDTH, STEP>(x);
+  }
 };
 #endif
 
@@ -33,35 +41,19 @@ struct TapRuns {
   TapRun* runs = nullptr;
 };
 
-// Lane kernel: shuffle control and source vector of step `step` of a group of `width` words.
-template <class Math, int WIDTH>
-struct LaneSteps {
-  static constexpr int kWords = WIDTH / Math::kPerWord;  // 32-bit words of a group, = steps
-  static constexpr int kVectors = kWords > 4 ? kWords / 4 : 1;
-  static constexpr int control(int step) {
-    if (WIDTH == Math::kPerWord) return 0xE4;
-    // A quad holds one group, or (w0 w0 w1 w1), or two groups of two words.
-    if (kWords >= 4) return step % 4 * 0x55;
-    if (Math::kPerWord == 2) return step ? 0xAA : 0x00;
-    return step ? 0xF5 : 0xA0;
-  }
-};
-
 template <class Math, int WIDTH, int COLS, int RUN, int STEP>
 [[gnu::always_inline]] inline void lane_steps(const float* source, const float* const (&weight)[RUN],
                                               Vec (&acc)[COLS]) {
-  using Steps = LaneSteps<Math, WIDTH>;
   Vec w[RUN];
   for (int r = 0; r < RUN; ++r) w[r] = load(weight[r] + STEP * kLanes);
 #pragma GCC unroll 16
   for (int j = 0; j < COLS + RUN - 1; ++j) {
-    const Vec x = shuffle_quads<Steps::control(STEP)>(
-        load(source + (j * Steps::kVectors + STEP / 4) * kLanes));
+    const Vec x = Math::template spread_word<WIDTH, STEP>(load(source + j * kLanes));
 #pragma GCC unroll 3
     for (int r = 0; r < RUN; ++r)
       if (j - r >= 0 && j - r < COLS) acc[j - r] = Math::madd(acc[j - r], x, w[r]);
   }
-  if constexpr (STEP + 1 < Steps::kWords)
+  if constexpr (STEP + 1 < WIDTH / Math::kPerWord)
     lane_steps<Math, WIDTH, COLS, RUN, STEP + 1>(source, weight, acc);
 }
 
@@ -70,7 +62,7 @@ template <class Math, int WIDTH, int COLS, int RUN>
                                             const float* weight, Vec (&acc)[COLS]) {
   const float* w[RUN];
   for (int r = 0; r < RUN; ++r)
-    w[r] = weight + run.tap[r] * LaneSteps<Math, WIDTH>::kWords * kLanes;
+    w[r] = weight + run.tap[r] * (WIDTH / Math::kPerWord) * kLanes;
   lane_steps<Math, WIDTH, COLS, RUN, 0>(base + run.source, w, acc);
 }
 
@@ -78,7 +70,7 @@ template <class Math, int WIDTH, int COLS>
 [[gnu::always_inline]] inline void lane_kernel(const float* unit, int64_t column,
                                                const TapRuns& taps, const float* weight,
                                                Vec (&acc)[COLS]) {
-  const float* base = unit + column * LaneSteps<Math, WIDTH>::kVectors * kLanes;
+  const float* base = unit + column * kLanes;
   for (int64_t i = 0; i < taps.count; ++i) {
     const TapRun& run = taps.runs[i];
     if (run.count == 3) {

@@ -6,6 +6,7 @@
 constexpr int64_t kChunkWeightWords = 64 * 1024;
 constexpr int64_t kTileWords = 64 * 1024;
 constexpr int64_t kStreamBytes = 8 << 20;
+constexpr int64_t kGroupColumns = 4 * kMaxColumns;
 
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 constexpr int64_t round_down(int64_t value, int64_t step) { return value / step * step; }
@@ -33,14 +34,16 @@ class TapRunner {
     const auto tile_cols = [&](int64_t columns) {
       return round_up((columns - 1) * step + halo, step);
     };
-    p.set_chunks(kChunkWeightWords / p.unit_weights);
-    const int64_t col_words = window * p.chunk_units * p.col_words;
+    Chunks chunks(p.units, kChunkWeightWords / p.unit_weights, threads);
+    const int64_t col_words = window * chunks.units * p.col_words;
     p.columns = round_down(std::max<int64_t>(kTileWords / col_words - halo, 0) / step, kMaxColumns);
     p.columns = std::clamp(p.columns, few, dst_cols);
     // Columns are stored by residue of the source step, so that kernels see a step of one.
     p.tile_cols = tile_cols(p.columns);
     const int64_t row_words = window * p.tile_cols * p.col_words;
-    p.set_chunks(std::min(p.chunk_units, kTileWords / row_words));
+    chunks = Chunks(p.units, std::min(chunks.units, kTileWords / row_words), threads);
+    p.chunk_units = chunks.units;
+    p.chunks = chunks.count;
 
     // Full lines of a result that the caches cannot hold go past them: nothing is read to be
     // overwritten.
@@ -101,6 +104,8 @@ class TapRunner {
                         : nullptr;
     }
     const int64_t taps = c_.taps(), tap_step = S::tap_words(c_) * kLanes;
+    // Where the weights lie that are read a few thousand bytes later: in fprop the next rows.
+    const int64_t ahead = c_.weight_src == taps ? kLanes * c_.weight_dst : 8 * c_.weight_src;
     if constexpr (Math::kPerWord == 1) {
       // A run of contiguous weights: all source channels in fprop, one in dgrad.
       const int64_t sources = c_.weight_src == taps ? c_.src_width : 1;
@@ -108,7 +113,7 @@ class TapRunner {
         for (int64_t k = 0; k < sources * taps; k += kLanes) {
           const int n = static_cast<int>(std::min<int64_t>(kLanes, sources * taps - k));
           Vec columns[kLanes];
-          load_columns(rows, s * c_.weight_src + k, n, columns);
+          load_columns(rows, s * c_.weight_src + k, n, ahead, columns);
           for (int i = 0; i < n; ++i)
             store(to + (k + i) % taps * tap_step + (s + (k + i) / taps) * kLanes, columns[i]);
         }
@@ -119,9 +124,9 @@ class TapRunner {
       const int n = static_cast<int>(std::min<int64_t>(kLanes, taps - t));
       for (int64_t s = 0; s < c_.src_width; s += 2) {
         Vec even[kLanes], odd[kLanes];
-        load_columns(rows, s * c_.weight_src + t, n, even);
+        load_columns(rows, s * c_.weight_src + t, n, ahead, even);
         if (s + 1 < c_.src_width) {
-          load_columns(rows, (s + 1) * c_.weight_src + t, n, odd);
+          load_columns(rows, (s + 1) * c_.weight_src + t, n, ahead, odd);
         } else {
           for (int i = 0; i < n; ++i) odd[i] = zero();
         }
@@ -133,10 +138,10 @@ class TapRunner {
   }
 
   // columns[i] = weight `offset` + i of every row, one lane a row.
-  static void load_columns(const E* const (&rows)[kLanes], int64_t offset, int n,
+  static void load_columns(const E* const (&rows)[kLanes], int64_t offset, int n, int64_t ahead,
                            Vec (&columns)[kLanes]) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      if (rows[lane]) __builtin_prefetch(rows[lane] + offset + 512 / sizeof(E));
+      if (rows[lane]) __builtin_prefetch(rows[lane] + offset + ahead);
       columns[lane] = rows[lane] ? load_elements(rows[lane] + offset, n) : zero();
     }
     transpose(columns);
@@ -226,30 +231,32 @@ class TapRunner {
 
   void compute_row(int64_t y) {
     list_taps(y);
+    const int64_t vectors = S::dst_vectors(c_);
     for (int64_t phase = 0; phase < phases_; ++phase) {
       const int64_t all = (c_.dst_cols - phase + phases_ - 1) / phases_;
       const int64_t columns = std::min(p_.columns, all - column_);
-      int64_t j = 0;
-      for (; j + kMaxColumns <= columns; j += kMaxColumns) all_units<kMaxColumns>(y, phase, j);
-      if constexpr (kMaxColumns > 7)
-        for (; j + 7 <= columns; j += 7) all_units<7>(y, phase, j);
-      for (; j + 4 <= columns; j += 4) all_units<4>(y, phase, j);
-      for (; j + 2 <= columns; j += 2) all_units<2>(y, phase, j);
-      for (; j < columns; ++j) all_units<1>(y, phase, j);
+      // All channels of a few columns before the next columns: whole pixels are written, in order.
+      for (int64_t j = 0; j < columns; j += kGroupColumns) {
+        const int64_t end = std::min(columns, j + kGroupColumns);
+        for (int64_t u = 0; u < units_; ++u) {
+          int64_t v = 0;
+          if constexpr (!S::kIsLane && kBlockVectors > 1)
+            for (; v + kBlockVectors <= vectors; v += kBlockVectors)
+              blocks<kBlockVectors>(y, u, phase, j, end, v);
+          for (; v < vectors; ++v) blocks<1>(y, u, phase, j, end, v);
+        }
+      }
     }
   }
 
-  // All channels of COLS columns before the next columns: whole pixels are written, in order.
-  template <int COLS>
-  void all_units(int64_t y, int64_t phase, int64_t j) {
-    const int64_t vectors = S::dst_vectors(c_);
-    for (int64_t u = 0; u < units_; ++u) {
-      int64_t v = 0;
-      if constexpr (!S::kIsLane && kBlockVectors > 1)
-        for (; v + kBlockVectors <= vectors; v += kBlockVectors)
-          block<COLS, kBlockVectors>(y, u, phase, j, v);
-      for (; v < vectors; ++v) block<COLS, 1>(y, u, phase, j, v);
-    }
+  template <int VECS>
+  void blocks(int64_t y, int64_t u, int64_t phase, int64_t j, int64_t end, int64_t v) {
+    for (; j + kMaxColumns <= end; j += kMaxColumns) block<kMaxColumns, VECS>(y, u, phase, j, v);
+    if constexpr (kMaxColumns > 7)
+      for (; j + 7 <= end; j += 7) block<7, VECS>(y, u, phase, j, v);
+    for (; j + 4 <= end; j += 4) block<4, VECS>(y, u, phase, j, v);
+    for (; j + 2 <= end; j += 2) block<2, VECS>(y, u, phase, j, v);
+    for (; j < end; ++j) block<1, VECS>(y, u, phase, j, v);
   }
 
   // COLS destination columns from the phase's column_ + j on, VECS channel vectors from v on.

@@ -28,7 +28,8 @@ struct WgradPlan {
   int64_t scratch_words = 0; // per thread
   int64_t tasks = 0;
 
-  int64_t partial_words() const { return splits * units * unit_weights; }
+  // Partial results to be summed; none where every chunk is one task's own.
+  int64_t partial_words() const { return splits > 1 ? splits * units * unit_weights : 0; }
 };
 
 }  // namespace rnk::cpu

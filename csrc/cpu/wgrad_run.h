@@ -12,18 +12,15 @@ struct PixelRows {
 
 template <int WIDTH, int STEP>
 inline void wgrad_lane_step(const float* x, Vec grad, Vec* acc) {
-  using Steps = LaneSteps<F32, WIDTH>;
-  const Vec xv = load(x + STEP / 4 * kLanes);
-  acc[STEP] = fma(shuffle_quads<Steps::control(STEP)>(xv), grad, acc[STEP]);
-  if constexpr (STEP + 1 < Steps::kWords) wgrad_lane_step<WIDTH, STEP + 1>(x, grad, acc);
+  acc[STEP] = fma(spread<WIDTH, STEP>(load(x)), grad, acc[STEP]);
+  if constexpr (STEP + 1 < WIDTH) wgrad_lane_step<WIDTH, STEP + 1>(x, grad, acc);
 }
 
 // TAPS horizontal taps; `partial` holds them side by side.
 template <int WIDTH, int TAPS>
 inline void wgrad_lane_kernel(const PixelRows& pixels, const float* input, const float* grad,
                               const int64_t* taps, float* partial) {
-  using Steps = LaneSteps<F32, WIDTH>;
-  constexpr int kAccs = TAPS * Steps::kWords;
+  constexpr int kAccs = TAPS * WIDTH;
   Vec acc[kAccs];
   for (int i = 0; i < kAccs; ++i) acc[i] = load(partial + i * kLanes);
   for (int64_t r = 0; r < pixels.rows; ++r) {
@@ -33,7 +30,7 @@ inline void wgrad_lane_kernel(const PixelRows& pixels, const float* input, const
     for (int64_t j = 0; j < pixels.columns; ++j) {
       const Vec gv = load(g + j * kLanes);
       for (int s = 0; s < TAPS; ++s)
-        wgrad_lane_step<WIDTH, 0>(x[s] + j * Steps::kVectors * kLanes, gv, acc + s * Steps::kWords);
+        wgrad_lane_step<WIDTH, 0>(x[s] + j * kLanes, gv, acc + s * WIDTH);
     }
   }
   for (int i = 0; i < kAccs; ++i) store(partial + i * kLanes, acc[i]);
@@ -74,7 +71,7 @@ struct LaneWgrad {
   static int64_t units(const ConvProblem& p) { return (p.in_channels + kLanes - 1) / kLanes; }
   static int64_t in_channels(const ConvProblem&) { return kLanes; }
   static int64_t out_channels(const ConvProblem&) { return kLanes; }
-  static int64_t col_words(const ConvProblem&) { return Input::Steps::kVectors * kLanes; }
+  static int64_t col_words(const ConvProblem&) { return kLanes; }
   static int64_t grad_col_words(const ConvProblem&) { return kLanes; }
   static int64_t unit_weights(const ConvProblem& p) { return p.taps() * WIDTH * kLanes; }
 
@@ -88,13 +85,6 @@ struct LaneWgrad {
       wgrad_lane_kernel<WIDTH, kTaps>(pixels, input, grad, taps + s, to + s * WIDTH * kLanes);
     for (; s < p.kernel_w; ++s)
       wgrad_lane_kernel<WIDTH, 1>(pixels, input, grad, taps + s, to + s * WIDTH * kLanes);
-  }
-
-  // Place of a weight in its unit's partial result.
-  static void locate(const ConvProblem& p, int64_t k, int64_t c, int64_t tap, int64_t* unit,
-                     int64_t* at) {
-    *unit = k / kLanes;
-    *at = (tap * WIDTH + c) * kLanes + k % kLanes;
   }
 };
 
@@ -148,13 +138,6 @@ struct BroadcastWgrad {
       wgrad_broadcast_kernel<1, VECS>(pixels, x + c, plan.col_words, grad, plan.grad_col_words,
                                       to + c * kLanes, vector_step);
   }
-
-  static void locate(const ConvProblem& p, int64_t k, int64_t c, int64_t tap, int64_t* unit,
-                     int64_t* at) {
-    *unit = k / p.out_width();
-    const int64_t k_in = k % p.out_width();
-    *at = ((k_in / kLanes * p.taps() + tap) * p.in_width() + c) * kLanes + k_in % kLanes;
-  }
 };
 
 template <class S>
@@ -177,16 +160,17 @@ class WgradRunner {
     plan.tile_cols = (span + p.stride_w - 1) / p.stride_w * p.stride_w;
     const int64_t unit_words = plan.window * plan.tile_cols * plan.col_words +
                                plan.step_rows * p.out_w * plan.grad_col_words;
-    plan.chunk_units = std::min(kChunkWeightWords / plan.unit_weights, 2 * kTileWords / unit_words);
-    plan.chunk_units = std::clamp<int64_t>(plan.chunk_units, 1, plan.units);
-    plan.chunks = (plan.units + plan.chunk_units - 1) / plan.chunk_units;
-    plan.chunk_units = (plan.units + plan.chunks - 1) / plan.chunks;
-    plan.chunks = (plan.units + plan.chunk_units - 1) / plan.chunk_units;
+    const Chunks chunks(
+        plan.units, std::min(kChunkWeightWords / plan.unit_weights, 2 * kTileWords / unit_words),
+        threads);
+    plan.chunk_units = chunks.units;
+    plan.chunks = chunks.count;
     const int64_t wanted = (2 * threads + plan.chunks - 1) / plan.chunks;
     const int64_t rows = p.batch * p.out_h;
     plan.splits = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, rows / 4));
     plan.tasks = plan.chunks * plan.splits;
-    plan.scratch_words = plan.chunk_units * unit_words + 2 * (2 * plan.step_rows + p.kernel_w) + 64;
+    plan.scratch_words = plan.chunk_units * (unit_words + plan.unit_weights) +
+                         2 * (2 * plan.step_rows + p.kernel_w) + 64;
     return plan;
   }
 
@@ -200,18 +184,9 @@ class WgradRunner {
   // Sums the splits of units [begin, end) and writes their weights.
   static void reduce(const Wgrad& w, const WgradPlan& plan, const float* partial, int64_t begin,
                      int64_t end) {
-    const ConvProblem& p = w.problem;
-    E* out = static_cast<E*>(w.grad_weight);
-    for (int64_t k = begin; k < end; ++k)
-      for (int64_t c = 0; c < p.in_width(); ++c)
-        for (int64_t tap = 0; tap < p.taps(); ++tap) {
-          int64_t unit, at;
-          S::locate(p, k, c, tap, &unit, &at);
-          const float* from = partial + unit * plan.unit_weights + at;
-          float sum = 0.f;
-          for (int64_t s = 0; s < plan.splits; ++s) sum += from[s * plan.units * plan.unit_weights];
-          put(out + (k * p.in_width() + c) * p.taps() + tap, sum);
-        }
+    for (int64_t unit = begin; unit < end; ++unit)
+      write_unit(w, unit, partial + unit * plan.unit_weights, plan.splits,
+                 plan.units * plan.unit_weights);
   }
 
  private:
@@ -222,11 +197,37 @@ class WgradRunner {
     grad_rows_ = lists + plan.step_rows;
     taps_ = grad_rows_ + plan.step_rows;
     const int64_t used = 2 * (2 * plan.step_rows + p_.kernel_w);
-    tile_ = scratch + (used + 15) / 16 * 16;
+    sums_ = scratch + round_up(used, 16);
+    tile_ = sums_ + plan.chunk_units * plan.unit_weights;
   }
 
-  static void put(float* to, float v) { *to = v; }
-  static void put(uint16_t* to, float v) { *to = float_to_bf16(v); }
+  // Weights of one unit from `splits` partial results `split_step` words apart.
+  static void write_unit(const Wgrad& w, int64_t unit, const float* partial, int64_t splits,
+                         int64_t split_step) {
+    const ConvProblem& p = w.problem;
+    const int64_t taps = p.taps(), filter = p.in_width() * taps;
+    const int64_t channels = S::out_channels(p);
+    const int64_t present = std::min(channels, p.out_channels - unit * channels);
+    for (int64_t k = 0; k < present; k += kLanes, partial += filter * kLanes) {
+      E* rows = static_cast<E*>(w.grad_weight) + (unit * channels + k) * filter;
+      const int lanes = static_cast<int>(std::min<int64_t>(kLanes, present - k));
+      // Kept as [tap][channel][lane], wanted as [lane][channel][tap].
+      for (int64_t i = 0; i < filter; i += kLanes) {
+        const int n = static_cast<int>(std::min<int64_t>(kLanes, filter - i));
+        Vec columns[kLanes];
+        for (int j = 0; j < kLanes; ++j) {
+          columns[j] = zero();
+          if (j >= n) continue;
+          const int64_t at = ((i + j) % taps * p.in_width() + (i + j) / taps) * kLanes;
+          for (int64_t s = 0; s < splits; ++s)
+            columns[j] = add(columns[j], load(partial + at + s * split_step));
+        }
+        transpose(columns);
+        for (int lane = 0; lane < lanes; ++lane)
+          store_elements(rows + lane * filter + i, columns[lane], n);
+      }
+    }
+  }
 
   void task(int64_t chunk, int64_t split) {
     first_ = chunk * plan_.chunk_units;
@@ -235,7 +236,10 @@ class WgradRunner {
     grad_unit_words_ = plan_.step_rows * p_.out_w * plan_.grad_col_words;
     grads_ = tile_ + plan_.window * slot_words_;
     std::memset(grads_, 0, units_ * grad_unit_words_ * sizeof(float));
-    float* partial = partial_ + (split * plan_.units + first_) * plan_.unit_weights;
+    // A chunk that no other task works on is finished here, while it lies in the cache.
+    const bool whole = plan_.splits == 1;
+    float* partial =
+        whole ? sums_ : partial_ + (split * plan_.units + first_) * plan_.unit_weights;
     std::memset(partial, 0, units_ * plan_.unit_weights * sizeof(float));
 
     const TileRow row{plan_.tile_cols, plan_.col_words, p_.stride_w};
@@ -249,6 +253,9 @@ class WgradRunner {
       image(n, y, y + here, partial);
       at += here;
     }
+    if (!whole) return;
+    for (int64_t u = 0; u < units_; ++u)
+      write_unit(w_, first_ + u, partial + u * plan_.unit_weights, 1, 0);
   }
 
   void image(int64_t n, int64_t row, int64_t row_end, float* partial) {
@@ -305,7 +312,7 @@ class WgradRunner {
   const ConvProblem& p_;
   const WgradPlan& plan_;
   float* partial_;
-  float *tile_ = nullptr, *grads_ = nullptr;
+  float *sums_ = nullptr, *tile_ = nullptr, *grads_ = nullptr;
   int64_t *input_rows_, *grad_rows_, *taps_;
   int64_t first_ = 0, units_ = 0, slot_words_ = 0, grad_unit_words_ = 0;
 };
