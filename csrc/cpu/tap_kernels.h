@@ -36,6 +36,29 @@ struct TapRun {
   int64_t tap[kMaxRun];
 };
 
+// Appends a tap to the run of runs[first, count) that it continues at either end, or starts one;
+// returns the new count.
+inline int64_t add_tap(TapRun* runs, int64_t first, int64_t count, int64_t source, int64_t tap,
+                       int64_t col_words, int64_t longest) {
+  for (int64_t i = first; i < count; ++i) {
+    TapRun& run = runs[i];
+    if (run.count == longest) continue;
+    if (source == run.source + run.count * col_words) {
+      run.tap[run.count++] = tap;
+      return count;
+    }
+    if (source == run.source - col_words) {  // dgrad meets the taps from right to left
+      std::copy_backward(run.tap, run.tap + run.count, run.tap + run.count + 1);
+      run.source = source;
+      run.tap[0] = tap;
+      ++run.count;
+      return count;
+    }
+  }
+  runs[count] = TapRun{source, 1, {tap}};
+  return count + 1;
+}
+
 struct TapRuns {
   int64_t count = 0;
   TapRun* runs = nullptr;

@@ -201,32 +201,11 @@ class TapRunner {
           int64_t col;
           if (!horizontal.source(phase, s, &col)) continue;
           const int64_t source = row_words + tile_row.place(col - p_.col_lo) * p_.col_words;
-          count = add_tap(runs, first, count, source, r * horizontal.taps + s);
+          count = add_tap(runs, first, count, source, r * horizontal.taps + s, p_.col_words, kMaxRun);
         }
       }
       counts_[phase] = count;
     }
-  }
-
-  // Appends a tap to the run of runs[first, count) that it continues at either end, or starts one.
-  int64_t add_tap(TapRun* runs, int64_t first, int64_t count, int64_t source, int64_t tap) const {
-    for (int64_t i = first; i < count; ++i) {
-      TapRun& run = runs[i];
-      if (run.count == kMaxRun) continue;
-      if (source == run.source + run.count * p_.col_words) {
-        run.tap[run.count++] = tap;
-        return count;
-      }
-      if (source == run.source - p_.col_words) {  // dgrad meets the taps from right to left
-        std::copy_backward(run.tap, run.tap + run.count, run.tap + run.count + 1);
-        run.source = source;
-        run.tap[0] = tap;
-        ++run.count;
-        return count;
-      }
-    }
-    runs[count] = TapRun{source, 1, {tap}};
-    return count + 1;
   }
 
   void compute_row(int64_t y) {

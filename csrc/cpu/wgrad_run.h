@@ -6,85 +6,94 @@
 // Pixels that one kernel call sums over: `rows` pairs of input and grad_output rows.
 struct PixelRows {
   int64_t rows = 0, columns = 0;
-  const int64_t* input = nullptr;  // words from the unit's place in the tile, at tap 0
-  const int64_t* grad = nullptr;
+  const int64_t* input = nullptr;  // words from the unit's place in the tile
+  const int64_t* grad = nullptr;   // likewise; kMaxRun - 1 columns of zeros at either end of a row
 };
 
-template <int WIDTH, int STEP>
-inline void wgrad_lane_step(const float* x, Vec grad, Vec* acc) {
-  acc[STEP] = fma(spread<WIDTH, STEP>(load(x)), grad, acc[STEP]);
-  if constexpr (STEP + 1 < WIDTH) wgrad_lane_step<WIDTH, STEP + 1>(x, grad, acc);
+// RUN horizontal taps whose input columns are neighbours: an input pixel is loaded and spread once
+// and meets as many grad_output pixels. to[r] are the sums of tap r.
+template <int WIDTH, int RUN, int STEP>
+[[gnu::always_inline]] inline void wgrad_lane_steps(const float* x, const Vec (&grad)[RUN],
+                                                    Vec (&acc)[RUN * WIDTH]) {
+  const Vec xv = spread<WIDTH, STEP>(load(x));
+#pragma GCC unroll 3
+  for (int r = 0; r < RUN; ++r) acc[r * WIDTH + STEP] = fma(xv, grad[r], acc[r * WIDTH + STEP]);
+  if constexpr (STEP + 1 < WIDTH) wgrad_lane_steps<WIDTH, RUN, STEP + 1>(x, grad, acc);
 }
 
-// TAPS horizontal taps; `partial` holds them side by side.
-template <int WIDTH, int TAPS>
+template <int WIDTH, int RUN>
 inline void wgrad_lane_kernel(const PixelRows& pixels, const float* input, const float* grad,
-                              const int64_t* taps, float* partial) {
-  constexpr int kAccs = TAPS * WIDTH;
-  Vec acc[kAccs];
-  for (int i = 0; i < kAccs; ++i) acc[i] = load(partial + i * kLanes);
-  for (int64_t r = 0; r < pixels.rows; ++r) {
-    const float* g = grad + pixels.grad[r];
-    const float* x[TAPS];
-    for (int s = 0; s < TAPS; ++s) x[s] = input + pixels.input[r] + taps[s];
-    for (int64_t j = 0; j < pixels.columns; ++j) {
-      const Vec gv = load(g + j * kLanes);
-      for (int s = 0; s < TAPS; ++s)
-        wgrad_lane_step<WIDTH, 0>(x[s] + j * kLanes, gv, acc + s * WIDTH);
+                              float* const (&to)[RUN]) {
+  Vec acc[RUN * WIDTH];
+#pragma GCC unroll 24
+  for (int i = 0; i < RUN * WIDTH; ++i) acc[i] = load(to[i / WIDTH] + i % WIDTH * kLanes);
+  for (int64_t row = 0; row < pixels.rows; ++row) {
+    const float *x = input + pixels.input[row], *g = grad + pixels.grad[row];
+    for (int64_t j = 0; j < pixels.columns + RUN - 1; ++j, x += kLanes, g += kLanes) {
+      Vec gv[RUN];
+      for (int r = 0; r < RUN; ++r) gv[r] = load(g - r * kLanes);
+      wgrad_lane_steps<WIDTH, RUN, 0>(x, gv, acc);
     }
   }
-  for (int i = 0; i < kAccs; ++i) store(partial + i * kLanes, acc[i]);
+#pragma GCC unroll 24
+  for (int i = 0; i < RUN * WIDTH; ++i) store(to[i / WIDTH] + i % WIDTH * kLanes, acc[i]);
 }
 
-// CHANNELS input channels x VECS vectors of output channels, one tap.
-template <int CHANNELS, int VECS>
+// The same for CHANNELS input channels x VECS vectors of output channels of one group.
+template <int RUN, int CHANNELS, int VECS>
 inline void wgrad_broadcast_kernel(const PixelRows& pixels, const float* input, int64_t col_words,
-                                   const float* grad, int64_t grad_col_words, float* partial,
-                                   int64_t vector_step) {
-  Vec acc[CHANNELS * VECS];
-  for (int c = 0; c < CHANNELS; ++c)
-    for (int v = 0; v < VECS; ++v)
-      acc[c * VECS + v] = load(partial + v * vector_step + c * kLanes);
-  for (int64_t r = 0; r < pixels.rows; ++r) {
-    const float *x = input + pixels.input[r], *g = grad + pixels.grad[r];
-    for (int64_t j = 0; j < pixels.columns; ++j, x += col_words, g += grad_col_words) {
-      Vec gv[VECS];
-      for (int v = 0; v < VECS; ++v) gv[v] = load(g + v * kLanes);
+                                   const float* grad, int64_t grad_col_words,
+                                   float* const (&to)[RUN], int64_t vector_step) {
+  constexpr int kAccs = RUN * CHANNELS * VECS;
+  Vec acc[kAccs];
+  const auto place = [&](int i) {
+    return to[i / (CHANNELS * VECS)] + i % VECS * vector_step + i / VECS % CHANNELS * kLanes;
+  };
+#pragma GCC unroll 28
+  for (int i = 0; i < kAccs; ++i) acc[i] = load(place(i));
+  for (int64_t row = 0; row < pixels.rows; ++row) {
+    const float *x = input + pixels.input[row], *g = grad + pixels.grad[row];
+    for (int64_t j = 0; j < pixels.columns + RUN - 1; ++j, x += col_words, g += grad_col_words) {
+      Vec gv[RUN * VECS];
+#pragma GCC unroll 6
+      for (int i = 0; i < RUN * VECS; ++i)
+        gv[i] = load(g - i / VECS * grad_col_words + i % VECS * kLanes);
+#pragma GCC unroll 16
       for (int c = 0; c < CHANNELS; ++c) {
         const Vec xv = broadcast(x + c);
-        for (int v = 0; v < VECS; ++v) acc[c * VECS + v] = fma(xv, gv[v], acc[c * VECS + v]);
+#pragma GCC unroll 6
+        for (int i = 0; i < RUN * VECS; ++i) {
+          Vec& sum = acc[(i / VECS * CHANNELS + c) * VECS + i % VECS];
+          sum = fma(xv, gv[i], sum);
+        }
       }
     }
   }
-  for (int c = 0; c < CHANNELS; ++c)
-    for (int v = 0; v < VECS; ++v)
-      store(partial + v * vector_step + c * kLanes, acc[c * VECS + v]);
+#pragma GCC unroll 28
+  for (int i = 0; i < kAccs; ++i) store(place(i), acc[i]);
 }
 
-// Kernels over all horizontal taps, channels and vectors of one unit and one vertical tap.
+// What the loops need to know of an element type and width: units of channels, their words in the
+// tiles, and the kernels over all channels of a unit for one run of taps. `to` has the sums of the
+// run's taps, as [tap][input channel][lane] for each vector of output channels.
 template <class E, int WIDTH>
 struct LaneWgrad {
   using Input = LaneStrategy<F32, E, WIDTH>;
   using Grad = LaneStrategy<F32, E, 1>;
   using Element = E;
+  static constexpr int kRun = WIDTH * kMaxRun <= 2 * kMaxColumns ? kMaxRun : 1;
 
   static int64_t units(const ConvProblem& p) { return (p.in_channels + kLanes - 1) / kLanes; }
   static int64_t in_channels(const ConvProblem&) { return kLanes; }
   static int64_t out_channels(const ConvProblem&) { return kLanes; }
   static int64_t col_words(const ConvProblem&) { return kLanes; }
   static int64_t grad_col_words(const ConvProblem&) { return kLanes; }
-  static int64_t unit_weights(const ConvProblem& p) { return p.taps() * WIDTH * kLanes; }
+  static int64_t vectors(const ConvProblem&) { return 1; }
 
-  static void run(const ConvProblem& p, const WgradPlan&, const PixelRows& pixels,
-                  const float* input, const float* grad, int64_t vertical, const int64_t* taps,
-                  float* partial) {
-    constexpr int kTaps = 3 * WIDTH <= 24 && kLanes == 16 ? 3 : 1;
-    float* to = partial + vertical * p.kernel_w * WIDTH * kLanes;
-    int64_t s = 0;
-    for (; s + kTaps <= p.kernel_w; s += kTaps)
-      wgrad_lane_kernel<WIDTH, kTaps>(pixels, input, grad, taps + s, to + s * WIDTH * kLanes);
-    for (; s < p.kernel_w; ++s)
-      wgrad_lane_kernel<WIDTH, 1>(pixels, input, grad, taps + s, to + s * WIDTH * kLanes);
+  template <int RUN>
+  static void run(const ConvProblem&, const WgradPlan&, const PixelRows& pixels, const float* input,
+                  const float* grad, float* const (&to)[RUN]) {
+    wgrad_lane_kernel<WIDTH, RUN>(pixels, input, grad, to);
   }
 };
 
@@ -93,6 +102,7 @@ struct BroadcastWgrad {
   using Input = BroadcastStrategy<F32, E>;
   using Grad = Input;
   using Element = E;
+  static constexpr int kRun = kMaxRun;
 
   static int64_t units(const ConvProblem& p) { return p.groups; }
   static int64_t in_channels(const ConvProblem& p) { return p.in_width(); }
@@ -100,43 +110,34 @@ struct BroadcastWgrad {
   static int64_t col_words(const ConvProblem& p) { return p.in_width(); }
   static int64_t vectors(const ConvProblem& p) { return (p.out_width() + kLanes - 1) / kLanes; }
   static int64_t grad_col_words(const ConvProblem& p) { return vectors(p) * kLanes; }
-  static int64_t unit_weights(const ConvProblem& p) {
-    return vectors(p) * p.taps() * p.in_width() * kLanes;
-  }
 
+  template <int RUN>
   static void run(const ConvProblem& p, const WgradPlan& plan, const PixelRows& pixels,
-                  const float* input, const float* grad, int64_t vertical, const int64_t* taps,
-                  float* partial) {
-    const int64_t vector_step = p.taps() * p.in_width() * kLanes;
-    for (int64_t s = 0; s < p.kernel_w; ++s) {
-      const int64_t tap = vertical * p.kernel_w + s;
-      const float* x = input + taps[s];
-      int64_t v = 0;
-      float* to = partial + tap * p.in_width() * kLanes;
-      if constexpr (kBlockVectors > 1)
-        for (; v + 2 <= vectors(p); v += 2)
-          channels<8, 2>(p, plan, pixels, x, grad + v * kLanes, to + v * vector_step, vector_step);
-      constexpr int kSingle = kLanes == 16 ? 16 : 8;
-      for (; v < vectors(p); ++v)
-        channels<kSingle, 1>(p, plan, pixels, x, grad + v * kLanes, to + v * vector_step,
-                             vector_step);
-    }
+                  const float* input, const float* grad, float* const (&to)[RUN]) {
+    // 24 accumulators of 32 registers, or 12 of 16.
+    constexpr int kWide = RUN == 1 ? 8 : 4;
+    int64_t v = 0;
+    if constexpr (kBlockVectors > 1)
+      for (; v + 2 <= vectors(p); v += 2) channels<RUN, kWide, 2>(p, plan, pixels, input, grad, v, to);
+    constexpr int kSingle = kBlockVectors > 1 ? 2 * kWide : kWide;
+    for (; v < vectors(p); ++v) channels<RUN, kSingle, 1>(p, plan, pixels, input, grad, v, to);
   }
 
-  template <int CHANNELS, int VECS>
+  template <int RUN, int CHANNELS, int VECS>
   static void channels(const ConvProblem& p, const WgradPlan& plan, const PixelRows& pixels,
-                       const float* x, const float* grad, float* to, int64_t vector_step) {
+                       const float* input, const float* grad, int64_t v, float* const (&to)[RUN]) {
+    const int64_t vector_step = p.taps() * p.in_width() * kLanes;
     int64_t c = 0;
-    for (; c + CHANNELS <= p.in_width(); c += CHANNELS)
-      wgrad_broadcast_kernel<CHANNELS, VECS>(pixels, x + c, plan.col_words, grad,
-                                             plan.grad_col_words, to + c * kLanes, vector_step);
-    if constexpr (CHANNELS > 8)
-      for (; c + 8 <= p.in_width(); c += 8)
-        wgrad_broadcast_kernel<8, VECS>(pixels, x + c, plan.col_words, grad, plan.grad_col_words,
-                                        to + c * kLanes, vector_step);
-    for (; c < p.in_width(); ++c)
-      wgrad_broadcast_kernel<1, VECS>(pixels, x + c, plan.col_words, grad, plan.grad_col_words,
-                                      to + c * kLanes, vector_step);
+    const auto call = [&]<int N>() {
+      for (; c + N <= p.in_width(); c += N) {
+        float* at[RUN];
+        for (int r = 0; r < RUN; ++r) at[r] = to[r] + v * vector_step + c * kLanes;
+        wgrad_broadcast_kernel<RUN, N, VECS>(pixels, input + c, plan.col_words, grad + v * kLanes,
+                                             plan.grad_col_words, at, vector_step);
+      }
+    };
+    call.template operator()<CHANNELS>();
+    call.template operator()<1>();
   }
 };
 
@@ -149,7 +150,7 @@ class WgradRunner {
     const ConvProblem& p = w.problem;
     WgradPlan plan;
     plan.units = S::units(p);
-    plan.unit_weights = S::unit_weights(p);
+    plan.unit_weights = S::vectors(p) * p.taps() * p.in_width() * kLanes;
     plan.col_words = S::col_words(p);
     plan.grad_col_words = S::grad_col_words(p);
     // Enough pixels a call to pay for loading and storing the accumulators.
@@ -157,9 +158,10 @@ class WgradRunner {
     plan.step_rows = std::clamp<int64_t>(kPixels / p.out_w, 1, p.out_h);
     plan.window = (p.kernel_h - 1) * p.dilation_h + (plan.step_rows - 1) * p.stride_h + 1;
     const int64_t span = (p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1;
-    plan.tile_cols = (span + p.stride_w - 1) / p.stride_w * p.stride_w;
+    plan.tile_cols = round_up(span, p.stride_w);
+    plan.grad_cols = p.out_w + 2 * (kMaxRun - 1);
     const int64_t unit_words = plan.window * plan.tile_cols * plan.col_words +
-                               plan.step_rows * p.out_w * plan.grad_col_words;
+                               plan.step_rows * plan.grad_cols * plan.grad_col_words;
     const Chunks chunks(
         plan.units, std::min(kChunkWeightWords / plan.unit_weights, 2 * kTileWords / unit_words),
         threads);
@@ -170,7 +172,7 @@ class WgradRunner {
     plan.splits = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, rows / 4));
     plan.tasks = plan.chunks * plan.splits;
     plan.scratch_words = plan.chunk_units * (unit_words + plan.unit_weights) +
-                         2 * (2 * plan.step_rows + p.kernel_w) + 64;
+                         list_words(p, plan) + 64;
     return plan;
   }
 
@@ -192,13 +194,15 @@ class WgradRunner {
  private:
   WgradRunner(const Wgrad& w, const WgradPlan& plan, float* partial, float* scratch)
       : w_(w), p_(w.problem), plan_(plan), partial_(partial) {
-    auto* lists = reinterpret_cast<int64_t*>(scratch);
-    input_rows_ = lists;
-    grad_rows_ = lists + plan.step_rows;
-    taps_ = grad_rows_ + plan.step_rows;
-    const int64_t used = 2 * (2 * plan.step_rows + p_.kernel_w);
-    sums_ = scratch + round_up(used, 16);
+    runs_ = reinterpret_cast<TapRun*>(scratch);
+    input_rows_ = reinterpret_cast<int64_t*>(runs_ + p_.kernel_w);
+    grad_rows_ = input_rows_ + plan.step_rows;
+    sums_ = scratch + round_up(list_words(p_, plan), 16);
     tile_ = sums_ + plan.chunk_units * plan.unit_weights;
+  }
+
+  static int64_t list_words(const ConvProblem& p, const WgradPlan& plan) {
+    return (p.kernel_w * sizeof(TapRun) + 2 * plan.step_rows * sizeof(int64_t)) / sizeof(float);
   }
 
   // Weights of one unit from `splits` partial results `split_step` words apart.
@@ -233,7 +237,7 @@ class WgradRunner {
     first_ = chunk * plan_.chunk_units;
     units_ = std::min(plan_.chunk_units, plan_.units - first_);
     slot_words_ = units_ * plan_.tile_cols * plan_.col_words;
-    grad_unit_words_ = plan_.step_rows * p_.out_w * plan_.grad_col_words;
+    grad_unit_words_ = plan_.step_rows * plan_.grad_cols * plan_.grad_col_words;
     grads_ = tile_ + plan_.window * slot_words_;
     std::memset(grads_, 0, units_ * grad_unit_words_ * sizeof(float));
     // A chunk that no other task works on is finished here, while it lies in the cache.
@@ -243,7 +247,10 @@ class WgradRunner {
     std::memset(partial, 0, units_ * plan_.unit_weights * sizeof(float));
 
     const TileRow row{plan_.tile_cols, plan_.col_words, p_.stride_w};
-    for (int64_t s = 0; s < p_.kernel_w; ++s) taps_[s] = row.place(s * p_.dilation_w) * plan_.col_words;
+    run_count_ = 0;
+    for (int64_t s = 0; s < p_.kernel_w; ++s)
+      run_count_ = add_tap(runs_, 0, run_count_, row.place(s * p_.dilation_w) * plan_.col_words, s,
+                           plan_.col_words, S::kRun);
     const int64_t rows = p_.batch * p_.out_h;
     int64_t at = split * rows / plan_.splits;
     const int64_t end = (split + 1) * rows / plan_.splits;
@@ -287,9 +294,13 @@ class WgradRunner {
     for (int64_t u = 0; u < units_; ++u)
       fill_row<typename S::Grad>(from + u * channels, w_.grad_strides.w, 0, p_.out_w, channels,
                                  p_.out_channels - (first_ + u) * channels, 1,
-                                 grads_ + u * grad_unit_words_ +
-                                     slot * p_.out_w * plan_.grad_col_words,
+                                 grads_ + u * grad_unit_words_ + grad_row(slot),
                                  TileRow{p_.out_w, plan_.grad_col_words, 1});
+  }
+
+  // First pixel of a grad_output row, behind its zeros.
+  int64_t grad_row(int64_t slot) const {
+    return (slot * plan_.grad_cols + kMaxRun - 1) * plan_.grad_col_words;
   }
 
   void sum_rows(int64_t y, int64_t rows, float* partial) {
@@ -299,13 +310,31 @@ class WgradRunner {
         const int64_t in = (y + r) * p_.stride_h - p_.pad_h + vertical * p_.dilation_h;
         if (in < 0 || in >= p_.in_h) continue;
         input_rows_[count] = in % plan_.window * slot_words_;
-        grad_rows_[count++] = r * p_.out_w * plan_.grad_col_words;
+        grad_rows_[count++] = grad_row(r);
       }
       const PixelRows pixels{count, p_.out_w, input_rows_, grad_rows_};
-      for (int64_t u = 0; u < units_; ++u)
-        S::run(p_, plan_, pixels, tile_ + u * plan_.tile_cols * plan_.col_words,
-               grads_ + u * grad_unit_words_, vertical, taps_, partial + u * plan_.unit_weights);
+      for (int64_t u = 0; u < units_; ++u) {
+        float* sums = partial + u * plan_.unit_weights;
+        for (int64_t i = 0; i < run_count_; ++i) {
+          if constexpr (S::kRun == 3) {
+            if (runs_[i].count == 3) sum_run<3>(pixels, u, vertical, runs_[i], sums);
+            if (runs_[i].count == 2) sum_run<2>(pixels, u, vertical, runs_[i], sums);
+          }
+          if (runs_[i].count == 1) sum_run<1>(pixels, u, vertical, runs_[i], sums);
+        }
+      }
     }
+  }
+
+  template <int RUN>
+  void sum_run(const PixelRows& pixels, int64_t u, int64_t vertical, const TapRun& run,
+               float* sums) const {
+    float* to[RUN];
+    for (int r = 0; r < RUN; ++r)
+      to[r] = sums + (vertical * p_.kernel_w + run.tap[r]) * p_.in_width() * kLanes;
+    S::template run<RUN>(p_, plan_, pixels,
+                         tile_ + u * plan_.tile_cols * plan_.col_words + run.source,
+                         grads_ + u * grad_unit_words_, to);
   }
 
   const Wgrad& w_;
@@ -313,7 +342,9 @@ class WgradRunner {
   const WgradPlan& plan_;
   float* partial_;
   float *sums_ = nullptr, *tile_ = nullptr, *grads_ = nullptr;
-  int64_t *input_rows_, *grad_rows_, *taps_;
+  TapRun* runs_;
+  int64_t run_count_ = 0;
+  int64_t *input_rows_, *grad_rows_;
   int64_t first_ = 0, units_ = 0, slot_words_ = 0, grad_unit_words_ = 0;
 };
 
