@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import ops
+from . import eager, ops
 from .problem import FLOATING, Convolution, IntOrPair, ProblemError, normalise, validate
 
 
@@ -44,6 +44,9 @@ def grouped_conv2d(
             where a named backend cannot serve the call.
         TypeError: where ``input``, ``weight`` or ``bias`` is no tensor.
     """
+    out = eager.direct(input, weight, bias, stride, padding, dilation, groups, backend)
+    if out is not None:
+        return out
     _check_tensors(input, weight, bias)
     if input.dim() == 3:
         batched = input.unsqueeze(0)

@@ -84,7 +84,7 @@ def _grouped_conv2d_fused(
     _check_epilogue(problem, input, residual, activation)
     chosen = dispatch.choose(problem, "fprop", backend)
     out = chosen.fprop(problem, input, weight, bias, residual, activation == "relu")
-    return _in_format(out, problem.memory_format)
+    return in_format(out, problem.memory_format)
 
 
 def _check_epilogue(
@@ -123,10 +123,10 @@ def _grouped_conv2d_backward(
     grad_input, grad_weight, grad_bias = (grad_output.new_empty(0) for _ in range(3))
     if output_mask[0]:
         chosen = dispatch.choose(problem, "dgrad", backend)
-        grad_input = _in_format(chosen.dgrad(problem, grad_output, weight), problem.memory_format)
+        grad_input = in_format(chosen.dgrad(problem, grad_output, weight), problem.memory_format)
     if output_mask[1]:
         chosen = dispatch.choose(problem, "wgrad", backend)
-        grad_weight = _in_format(chosen.wgrad(problem, grad_output, input), _format(weight))
+        grad_weight = in_format(chosen.wgrad(problem, grad_output, input), _format(weight))
     if output_mask[2]:
         grad_bias = grad_output.sum((0, 2, 3))
     return grad_input, grad_weight, grad_bias
@@ -136,19 +136,16 @@ def _format(tensor: Tensor) -> torch.memory_format:
     return torch._prims_common.suggest_memory_format(tensor)
 
 
-def _in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     """``tensor`` with the strides of the fake kernel, even where a size of 1 leaves a choice."""
-    tensor = tensor.contiguous(memory_format=memory_format)
-    if min(tensor.shape) > 1:
+    _, c, h, w = (max(size, 1) for size in tensor.shape)
+    if memory_format == torch.channels_last:
+        strides = (h * w * c, 1, w * c, c)
+    else:
+        strides = (c * h * w, h * w, w, 1)
+    if tensor.stride() == strides:
         return tensor
-    prims = torch._prims_common
-    channels_last = memory_format == torch.channels_last
-    strides_for = (
-        prims.make_channels_last_2d_strides_for
-        if channels_last
-        else prims.make_contiguous_strides_for
-    )
-    return tensor.as_strided(tensor.shape, strides_for(tensor.shape))
+    return tensor.contiguous(memory_format=memory_format).as_strided(tensor.shape, strides)
 
 
 for _name, _function in (

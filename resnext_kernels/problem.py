@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -142,7 +143,7 @@ class ConvProblem:
             memory_format_of(input, weight) == torch.channels_last,
         )  # fmt: skip
 
-    @property
+    @functools.cached_property
     def out_size(self) -> Pair:
         """Output height and width, in pixels (the formula of ``torch.nn.Conv2d``)."""
         p, q = (
@@ -153,30 +154,30 @@ class ConvProblem:
         )
         return p, q
 
-    @property
+    @functools.cached_property
     def in_width(self) -> int:
         """Input channels of one group."""
         return self.in_channels // self.groups
 
-    @property
+    @functools.cached_property
     def out_width(self) -> int:
         """Output channels of one group."""
         return self.out_channels // self.groups
 
-    @property
+    @functools.cached_property
     def input_shape(self) -> tuple[int, int, int, int]:
         return (self.batch, self.in_channels, *self.in_size)
 
-    @property
+    @functools.cached_property
     def weight_shape(self) -> tuple[int, int, int, int]:
         return (self.out_channels, self.in_width, *self.kernel)
 
-    @property
+    @functools.cached_property
     def output_shape(self) -> tuple[int, int, int, int]:
         """As ATen has it: where the input has no channels, neither has the output."""
         return (self.batch, self.out_channels if self.in_channels else 0, *self.out_size)
 
-    @property
+    @functools.cached_property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
