@@ -52,14 +52,12 @@ def _plain_keys() -> tuple[set[tuple[int, int]], set[int]]:
 _PLAIN_THREADS, _PLAIN_TENSORS = _plain_keys()
 
 
-def _is_plain(*tensors: Tensor | None) -> bool:
+def _is_plain(*tensors: Tensor) -> bool:
     """Whether the dispatcher would only pass these tensors on to the implementation."""
     if torch.compiler.is_compiling() or torch._C._len_torch_function_stack():
         return False
     grad = torch.is_grad_enabled()
     for tensor in tensors:
-        if tensor is None:
-            continue
         if type(tensor) not in (Tensor, torch.nn.Parameter) or (grad and tensor.requires_grad):
             return False
         if torch._C._dispatch_keys(tensor).raw_repr() not in _PLAIN_TENSORS:
@@ -78,7 +76,7 @@ def direct(
     backend: str,
 ) -> Tensor | None:
     """The result of a plain call (arguments as `grouped_conv2d`), None where it is not plain."""
-    if not _is_plain(input, weight, bias):
+    if not (_is_plain(input, weight) if bias is None else _is_plain(input, weight, bias)):
         return None
     key = (
         input.shape, input.stride(), input.dtype, weight.shape, weight.stride(), weight.dtype,

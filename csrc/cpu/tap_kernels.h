@@ -67,6 +67,8 @@ struct TapRuns {
 template <class Math, int WIDTH, int COLS, int RUN, int STEP>
 [[gnu::always_inline]] inline void lane_steps(const float* source, const float* const (&weight)[RUN],
                                               Vec (&acc)[COLS]) {
+  // Hides that every step loads the same columns: kept in registers they would push out sums.
+  asm("" : "+r"(source));
   Vec w[RUN];
   for (int r = 0; r < RUN; ++r) w[r] = load(weight[r] + STEP * kLanes);
 #pragma GCC unroll 16
