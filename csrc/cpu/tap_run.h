@@ -113,38 +113,38 @@ class TapRunner {
         for (int64_t k = 0; k < sources * taps; k += kLanes) {
           const int n = static_cast<int>(std::min<int64_t>(kLanes, sources * taps - k));
           Vec columns[kLanes];
-          load_columns(rows, s * c_.weight_src + k, n, ahead, columns);
+          load_rows(rows, s * c_.weight_src + k, n, ahead, columns);
+          transpose(columns);
           for (int i = 0; i < n; ++i)
             store(to + (k + i) % taps * tap_step + (s + (k + i) / taps) * kLanes, columns[i]);
         }
       return;
     }
 #if RNK_BF16_DOT
-    for (int64_t t = 0; t < taps; t += kLanes) {
-      const int n = static_cast<int>(std::min<int64_t>(kLanes, taps - t));
-      for (int64_t s = 0; s < c_.src_width; s += 2) {
+    for (int64_t s = 0; s < c_.src_width; s += 2)
+      for (int64_t t = 0; t < taps; t += kLanes) {
+        const int n = static_cast<int>(std::min<int64_t>(kLanes, taps - t));
         Vec even[kLanes], odd[kLanes];
-        load_columns(rows, s * c_.weight_src + t, n, ahead, even);
+        load_rows(rows, s * c_.weight_src + t, n, ahead, even);
         if (s + 1 < c_.src_width) {
-          load_columns(rows, (s + 1) * c_.weight_src + t, n, ahead, odd);
+          load_rows(rows, (s + 1) * c_.weight_src + t, n, ahead, odd);
         } else {
-          for (int i = 0; i < n; ++i) odd[i] = zero();
+          for (Vec& row : odd) row = zero();
         }
-        for (int i = 0; i < n; ++i)
-          store(to + (t + i) * tap_step + s / 2 * kLanes, pair_words(even[i], odd[i]));
+        for (int lane = 0; lane < kLanes; ++lane) even[lane] = pair_words(even[lane], odd[lane]);
+        transpose(even);
+        for (int i = 0; i < n; ++i) store(to + (t + i) * tap_step + s / 2 * kLanes, even[i]);
       }
-    }
 #endif
   }
 
-  // columns[i] = weight `offset` + i of every row, one lane a row.
-  static void load_columns(const E* const (&rows)[kLanes], int64_t offset, int n, int64_t ahead,
-                           Vec (&columns)[kLanes]) {
+  // n weights of every row from `offset` on, zeros where there is no row.
+  static void load_rows(const E* const (&rows)[kLanes], int64_t offset, int n, int64_t ahead,
+                        Vec (&values)[kLanes]) {
     for (int lane = 0; lane < kLanes; ++lane) {
       if (rows[lane]) __builtin_prefetch(rows[lane] + offset + ahead);
-      columns[lane] = rows[lane] ? load_elements(rows[lane] + offset, n) : zero();
+      values[lane] = rows[lane] ? load_elements(rows[lane] + offset, n) : zero();
     }
-    transpose(columns);
   }
 
   // Turns to units [first, first + units): packs their weights, which stay in the cache.
