@@ -15,7 +15,7 @@ struct ConvProblem {
   int64_t dilation_h = 1, dilation_w = 1;
   int64_t groups = 1;
 
-  int64_t in_width() const { return in_channels / groups; }    // channels of one group
+  int64_t in_width() const { return in_channels / groups; }  // channels of one group
   int64_t out_width() const { return out_channels / groups; }
   int64_t taps() const { return kernel_h * kernel_w; }
 };

@@ -15,10 +15,11 @@ namespace {
 #include "tap_kernels.h"
 #include "strategy.h"
 #include "tap_run.h"
+#include "wgrad_kernels.h"
 #include "wgrad_run.h"
 #include "peak.h"
 }  // namespace
 
-const Kernels table = {"portable",   plan_taps,    run_taps, plan_wgrad,
-                       run_wgrad, reduce_wgrad, run_peak};
+const Kernels table = {"portable", plan_taps,    run_taps, plan_wgrad,
+                       run_wgrad,  reduce_wgrad, run_peak};
 }  // namespace rnk::cpu::portable

@@ -95,10 +95,9 @@ void parallel_tasks(int64_t tasks, int64_t words, F f) {
 void run(const TapConv& conv) {
   const Kernels& k = kernels();
   const TapPlan plan = k.plan_taps(conv, threads());
-  parallel_tasks(plan.tasks, plan.scratch_words,
-                 [&](float* scratch, int64_t begin, int64_t end) {
-                   k.run_taps(conv, plan, scratch, begin, end);
-                 });
+  parallel_tasks(plan.tasks, plan.scratch_words, [&](float* scratch, int64_t begin, int64_t end) {
+    k.run_taps(conv, plan, scratch, begin, end);
+  });
 }
 
 void fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -136,8 +135,8 @@ void fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor
 
 void dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& out, const Ints& stride,
            const Ints& padding, const Ints& dilation, int64_t groups) {
-  const ConvProblem p = problem_of(weight, out.size(0), out.size(2), out.size(3), stride, padding,
-                                   dilation, groups);
+  const ConvProblem p =
+      problem_of(weight, out.size(0), out.size(2), out.size(3), stride, padding, dilation, groups);
   TapConv c;
   c.element = element_of(grad_output);
   c.batch = p.batch;
@@ -180,15 +179,13 @@ void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, co
   const WgradPlan plan = k.plan_wgrad(w, threads());
   thread_local Workspace sums;
   float* partial = sums.get(plan.partial_words());
-  parallel_tasks(plan.tasks, plan.scratch_words,
-                 [&](float* scratch, int64_t begin, int64_t end) {
-                   k.run_wgrad(w, plan, partial, scratch, begin, end);
-                 });
+  parallel_tasks(plan.tasks, plan.scratch_words, [&](float* scratch, int64_t begin, int64_t end) {
+    k.run_wgrad(w, plan, partial, scratch, begin, end);
+  });
   if (plan.splits == 1) return;
-  torch::stable::parallel_for(0, plan.units, 1 + 16384 / plan.unit_weights,
-                              [&](int64_t begin, int64_t end) {
-                                k.reduce_wgrad(w, plan, partial, begin, end);
-                              });
+  torch::stable::parallel_for(
+      0, plan.units, 1 + 16384 / plan.unit_weights,
+      [&](int64_t begin, int64_t end) { k.reduce_wgrad(w, plan, partial, begin, end); });
 }
 
 std::string isa() { return kernels().name; }

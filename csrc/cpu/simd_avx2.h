@@ -2,7 +2,7 @@
 #pragma once
 
 constexpr int kLanes = 8;
-constexpr int kMaxColumns = 7;    // 16 registers
+constexpr int kMaxColumns = 7;  // 16 registers
 constexpr int kBlockVectors = 1;
 
 using Vec = __m256;

@@ -116,7 +116,8 @@ template <int WIDTH>
 inline Vec unfold_pairs(__m256i v) {
   if constexpr (WIDTH == 8) {
     const __m512i wide = _mm512_castsi256_si512(v);
-    return _mm512_castsi512_ps(_mm512_permutexvar_epi64(_mm512_set_epi64(3, 2, 3, 2, 1, 0, 1, 0), wide));
+    return _mm512_castsi512_ps(
+        _mm512_permutexvar_epi64(_mm512_set_epi64(3, 2, 3, 2, 1, 0, 1, 0), wide));
   } else {
     const __m512i wide = _mm512_cvtepu32_epi64(v);
     return _mm512_castsi512_ps(_mm512_shuffle_epi32(wide, static_cast<_MM_PERM_ENUM>(0xA0)));

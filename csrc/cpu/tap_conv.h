@@ -47,9 +47,7 @@ struct TapAxis {
   }
 
  private:
-  static int64_t floor_div(int64_t a, int64_t b) {
-    return a >= 0 ? a / b : -((-a + b - 1) / b);
-  }
+  static int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 };
 
 struct TapConv {
@@ -92,16 +90,16 @@ struct Chunks {
 
 // How a TapConv is cut into tasks and what memory it needs; made by the ISA that runs it.
 struct TapPlan {
-  int64_t units = 0;         // lane kernels: blocks of channels; broadcast kernels: groups
-  int64_t chunk_units = 0;   // units whose rows and weights are worked on together
+  int64_t units = 0;        // lane kernels: blocks of channels; broadcast kernels: groups
+  int64_t chunk_units = 0;  // units whose rows and weights are worked on together
   int64_t chunks = 0, row_bands = 0, band_rows = 0;
-  int64_t columns = 0;       // destination columns (of one phase) worked on together
+  int64_t columns = 0;                // destination columns (of one phase) worked on together
   int64_t col_lo = 0, tile_cols = 0;  // source columns of a tile, from col_lo
-  int64_t col_words = 0;     // 32-bit words of one column of one unit in the tile
-  int64_t unit_weights = 0;  // 32-bit words of one unit's packed weights
-  int64_t scratch_words = 0; // per thread
+  int64_t col_words = 0;              // 32-bit words of one column of one unit in the tile
+  int64_t unit_weights = 0;           // 32-bit words of one unit's packed weights
+  int64_t scratch_words = 0;          // per thread
   int64_t tasks = 0;
-  bool stream = false;       // results go past the caches
+  bool stream = false;  // results go past the caches
 
   int64_t slot_words(int64_t units_here) const { return units_here * tile_cols * col_words; }
 };

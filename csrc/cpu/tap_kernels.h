@@ -65,8 +65,8 @@ struct TapRuns {
 };
 
 template <class Math, int WIDTH, int COLS, int RUN, int STEP>
-[[gnu::always_inline]] inline void lane_steps(const float* source, const float* const (&weight)[RUN],
-                                              Vec (&acc)[COLS]) {
+[[gnu::always_inline]] inline void lane_steps(const float* source,
+                                              const float* const (&weight)[RUN], Vec (&acc)[COLS]) {
   // Hides that every step loads the same columns: kept in registers they would push out sums.
   asm("" : "+r"(source));
   Vec w[RUN];
@@ -86,8 +86,7 @@ template <class Math, int WIDTH, int COLS, int RUN>
 [[gnu::always_inline]] inline void lane_run(const float* base, const TapRun& run,
                                             const float* weight, Vec (&acc)[COLS]) {
   const float* w[RUN];
-  for (int r = 0; r < RUN; ++r)
-    w[r] = weight + run.tap[r] * (WIDTH / Math::kPerWord) * kLanes;
+  for (int r = 0; r < RUN; ++r) w[r] = weight + run.tap[r] * (WIDTH / Math::kPerWord) * kLanes;
   lane_steps<Math, WIDTH, COLS, RUN, 0>(base + run.source, w, acc);
 }
 
@@ -161,8 +160,7 @@ template <class Math, int COLS, int VECS>
 [[gnu::always_inline]] inline void broadcast_kernel(const float* unit, int64_t column,
                                                     const TapRuns& taps, int64_t words,
                                                     int64_t col_words, const float* weight,
-                                                    int64_t weight_step,
-                                                    Vec (&acc)[COLS * VECS]) {
+                                                    int64_t weight_step, Vec (&acc)[COLS * VECS]) {
   const float* base = unit + column * col_words;
   for (int64_t i = 0; i < taps.count; ++i) {
     const TapRun& run = taps.runs[i];

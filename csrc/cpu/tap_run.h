@@ -48,8 +48,9 @@ class TapRunner {
     // Full lines of a result that the caches cannot hold go past them: nothing is read to be
     // overwritten.
     const int64_t dst_bytes = c.batch * c.dst_rows * c.dst_cols * c.dst_channels() * sizeof(E);
-    p.stream = dst_bytes > kStreamBytes && sizeof(E) * kLanes == 64 && S::unit_dst(c) % kLanes == 0 &&
-               c.dst_channels() % kLanes == 0 && reinterpret_cast<uintptr_t>(c.dst) % 64 == 0;
+    p.stream = dst_bytes > kStreamBytes && sizeof(E) * kLanes == 64 &&
+               S::unit_dst(c) % kLanes == 0 && c.dst_channels() % kLanes == 0 &&
+               reinterpret_cast<uintptr_t>(c.dst) % 64 == 0;
 
     // Bands of rows only where chunks and images do not give every thread a few tasks.
     const int64_t bands = (4 * threads + p.chunks * c.batch - 1) / (p.chunks * c.batch);
@@ -99,9 +100,9 @@ class TapRunner {
         dst = channel % c_.dst_width;
         real = channel < c_.dst_channels();
       }
-      rows[lane] = real ? static_cast<const E*>(c_.weight) + group * c_.weight_group +
-                              dst * c_.weight_dst
-                        : nullptr;
+      rows[lane] =
+          real ? static_cast<const E*>(c_.weight) + group * c_.weight_group + dst * c_.weight_dst
+               : nullptr;
     }
     const int64_t taps = c_.taps(), tap_step = S::tap_words(c_) * kLanes;
     // Where the weights lie that are read a few thousand bytes later: in fprop the next rows.
@@ -201,7 +202,8 @@ class TapRunner {
           int64_t col;
           if (!horizontal.source(phase, s, &col)) continue;
           const int64_t source = row_words + tile_row.place(col - p_.col_lo) * p_.col_words;
-          count = add_tap(runs, first, count, source, r * horizontal.taps + s, p_.col_words, kMaxRun);
+          count =
+              add_tap(runs, first, count, source, r * horizontal.taps + s, p_.col_words, kMaxRun);
         }
       }
       counts_[phase] = count;
@@ -242,8 +244,7 @@ class TapRunner {
   template <int COLS, int VECS>
   void block(int64_t y, int64_t u, int64_t phase, int64_t j, int64_t v) {
     const int64_t unit = first_ + u;
-    const float* weight = packed_ + u * p_.unit_weights +
-                          v * c_.taps() * S::tap_words(c_) * kLanes;
+    const float* weight = packed_ + u * p_.unit_weights + v * c_.taps() * S::tap_words(c_) * kLanes;
     Vec acc[COLS * VECS];
 #pragma GCC unroll 32
     for (int i = 0; i < COLS * VECS; ++i) acc[i] = zero();
@@ -277,8 +278,7 @@ class TapRunner {
   template <int COLS, int VECS>
   void epilogue(Vec (&acc)[COLS * VECS], int i, int64_t channel, int64_t at, int n) {
     const int64_t step = phases_ * c_.dst_channels();
-    const Vec bias =
-        c_.bias ? load_elements(static_cast<const E*>(c_.bias) + channel, n) : zero();
+    const Vec bias = c_.bias ? load_elements(static_cast<const E*>(c_.bias) + channel, n) : zero();
     const E* residual = static_cast<const E*>(c_.residual);
     for (int t = 0; t < COLS; ++t) {
       Vec out = add(acc[t * VECS + i], bias);

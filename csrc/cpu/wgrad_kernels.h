@@ -1,0 +1,143 @@
+// The inner kernels of the weight gradient for one instruction set; included in its namespace.
+// Accumulators stay in registers over a few output rows; sums have the layout of packed weights.
+// Arithmetic is fp32 for every element type.
+#pragma once
+
+// Pixels that one kernel call sums over: `rows` pairs of input and grad_output rows.
+struct PixelRows {
+  int64_t rows = 0, columns = 0;
+  const int64_t* input = nullptr;  // words from the unit's place in the tile
+  const int64_t* grad = nullptr;   // likewise; kMaxRun - 1 columns of zeros at either end of a row
+};
+
+// RUN horizontal taps whose input columns are neighbours: an input pixel is loaded and spread once
+// and meets as many grad_output pixels. to[r] are the sums of tap r.
+template <int WIDTH, int RUN, int STEP>
+[[gnu::always_inline]] inline void wgrad_lane_steps(const float* x, const Vec (&grad)[RUN],
+                                                    Vec (&acc)[RUN * WIDTH]) {
+  const Vec xv = spread<WIDTH, STEP>(load(x));
+#pragma GCC unroll 3
+  for (int r = 0; r < RUN; ++r) acc[r * WIDTH + STEP] = fma(xv, grad[r], acc[r * WIDTH + STEP]);
+  if constexpr (STEP + 1 < WIDTH) wgrad_lane_steps<WIDTH, RUN, STEP + 1>(x, grad, acc);
+}
+
+template <int WIDTH, int RUN>
+inline void wgrad_lane_kernel(const PixelRows& pixels, const float* input, const float* grad,
+                              float* const (&to)[RUN]) {
+  Vec acc[RUN * WIDTH];
+#pragma GCC unroll 24
+  for (int i = 0; i < RUN * WIDTH; ++i) acc[i] = load(to[i / WIDTH] + i % WIDTH * kLanes);
+  for (int64_t row = 0; row < pixels.rows; ++row) {
+    const float *x = input + pixels.input[row], *g = grad + pixels.grad[row];
+    for (int64_t j = 0; j < pixels.columns + RUN - 1; ++j, x += kLanes, g += kLanes) {
+      Vec gv[RUN];
+      for (int r = 0; r < RUN; ++r) gv[r] = load(g - r * kLanes);
+      wgrad_lane_steps<WIDTH, RUN, 0>(x, gv, acc);
+    }
+  }
+#pragma GCC unroll 24
+  for (int i = 0; i < RUN * WIDTH; ++i) store(to[i / WIDTH] + i % WIDTH * kLanes, acc[i]);
+}
+
+// The same for CHANNELS input channels x VECS vectors of output channels of one group.
+template <int RUN, int CHANNELS, int VECS>
+inline void wgrad_broadcast_kernel(const PixelRows& pixels, const float* input, int64_t col_words,
+                                   const float* grad, int64_t grad_col_words,
+                                   float* const (&to)[RUN], int64_t vector_step) {
+  constexpr int kAccs = RUN * CHANNELS * VECS;
+  Vec acc[kAccs];
+  const auto place = [&](int i) {
+    return to[i / (CHANNELS * VECS)] + i % VECS * vector_step + i / VECS % CHANNELS * kLanes;
+  };
+#pragma GCC unroll 28
+  for (int i = 0; i < kAccs; ++i) acc[i] = load(place(i));
+  for (int64_t row = 0; row < pixels.rows; ++row) {
+    const float *x = input + pixels.input[row], *g = grad + pixels.grad[row];
+    for (int64_t j = 0; j < pixels.columns + RUN - 1; ++j, x += col_words, g += grad_col_words) {
+      Vec gv[RUN * VECS];
+#pragma GCC unroll 6
+      for (int i = 0; i < RUN * VECS; ++i)
+        gv[i] = load(g - i / VECS * grad_col_words + i % VECS * kLanes);
+#pragma GCC unroll 16
+      for (int c = 0; c < CHANNELS; ++c) {
+        const Vec xv = broadcast(x + c);
+#pragma GCC unroll 6
+        for (int i = 0; i < RUN * VECS; ++i) {
+          Vec& sum = acc[(i / VECS * CHANNELS + c) * VECS + i % VECS];
+          sum = fma(xv, gv[i], sum);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 28
+  for (int i = 0; i < kAccs; ++i) store(place(i), acc[i]);
+}
+
+// What the loops need to know of an element type and width: units of channels, their words in the
+// tiles, and the kernels over all channels of a unit for one run of taps. `to` has the sums of the
+// run's taps, as [tap][input channel][lane] for each vector of output channels.
+template <class E, int WIDTH>
+struct LaneWgrad {
+  using Input = LaneStrategy<F32, E, WIDTH>;
+  using Grad = LaneStrategy<F32, E, 1>;
+  using Element = E;
+  static constexpr int kRun = WIDTH * kMaxRun <= 2 * kMaxColumns ? kMaxRun : 1;
+
+  static int64_t units(const ConvProblem& p) { return (p.in_channels + kLanes - 1) / kLanes; }
+  static int64_t in_channels(const ConvProblem&) { return kLanes; }
+  static int64_t out_channels(const ConvProblem&) { return kLanes; }
+  static int64_t col_words(const ConvProblem&) { return kLanes; }
+  static int64_t grad_col_words(const ConvProblem&) { return kLanes; }
+  static int64_t vectors(const ConvProblem&) { return 1; }
+
+  template <int RUN>
+  static void run(const ConvProblem&, const WgradPlan&, const PixelRows& pixels, const float* input,
+                  const float* grad, float* const (&to)[RUN]) {
+    wgrad_lane_kernel<WIDTH, RUN>(pixels, input, grad, to);
+  }
+};
+
+template <class E>
+struct BroadcastWgrad {
+  using Input = BroadcastStrategy<F32, E>;
+  using Grad = Input;
+  using Element = E;
+  static constexpr int kRun = kMaxRun;
+
+  static int64_t units(const ConvProblem& p) { return p.groups; }
+  static int64_t in_channels(const ConvProblem& p) { return p.in_width(); }
+  static int64_t out_channels(const ConvProblem& p) { return p.out_width(); }
+  static int64_t col_words(const ConvProblem& p) { return p.in_width(); }
+  static int64_t vectors(const ConvProblem& p) { return (p.out_width() + kLanes - 1) / kLanes; }
+  static int64_t grad_col_words(const ConvProblem& p) { return vectors(p) * kLanes; }
+
+  template <int RUN>
+  static void run(const ConvProblem& p, const WgradPlan& plan, const PixelRows& pixels,
+                  const float* input, const float* grad, float* const (&to)[RUN]) {
+    // 24 accumulators of 32 registers, or 12 of 16.
+    constexpr int kWide = RUN == 1 ? 8 : 4;
+    int64_t v = 0;
+    if constexpr (kBlockVectors > 1)
+      for (; v + 2 <= vectors(p); v += 2)
+        channels<RUN, kWide, 2>(p, plan, pixels, input, grad, v, to);
+    constexpr int kSingle = kBlockVectors > 1 ? 2 * kWide : kWide;
+    for (; v < vectors(p); ++v) channels<RUN, kSingle, 1>(p, plan, pixels, input, grad, v, to);
+  }
+
+  template <int RUN, int CHANNELS, int VECS>
+  static void channels(const ConvProblem& p, const WgradPlan& plan, const PixelRows& pixels,
+                       const float* input, const float* grad, int64_t v, float* const (&to)[RUN]) {
+    const int64_t vector_step = p.taps() * p.in_width() * kLanes;
+    int64_t c = 0;
+    const auto call = [&]<int N>() {
+      for (; c + N <= p.in_width(); c += N) {
+        float* at[RUN];
+        for (int r = 0; r < RUN; ++r) at[r] = to[r] + v * vector_step + c * kLanes;
+        wgrad_broadcast_kernel<RUN, N, VECS>(pixels, input + c, plan.col_words, grad + v * kLanes,
+                                             plan.grad_col_words, at, vector_step);
+      }
+    };
+    call.template operator()<CHANNELS>();
+    call.template operator()<1>();
+  }
+};
