@@ -14,6 +14,7 @@ namespace {
 #include "simd_portable.h"
 #include "tap_kernels.h"
 #include "strategy.h"
+#include "pack.h"
 #include "tap_run.h"
 #include "wgrad_kernels.h"
 #include "wgrad_run.h"

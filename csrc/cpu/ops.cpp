@@ -43,6 +43,21 @@ void check_dense(const Tensor& t, const Ints& nchw, const char* name) {
                     " is not dense channels_last");
 }
 
+// Where the elements of a filter lie, in elements; dense in either of torch's layouts.
+struct FilterStrides {
+  int64_t out, in, tap;
+};
+
+FilterStrides filter_strides(const Tensor& weight) {
+  const int64_t in = weight.size(1), taps = weight.size(2) * weight.size(3);
+  if (weight.is_contiguous()) return {in * taps, taps, 1};
+  const bool channels_last = weight.stride(0) == in * taps && weight.stride(1) == 1 &&
+                             weight.stride(2) == in * weight.size(3) && weight.stride(3) == in;
+  STD_TORCH_CHECK(channels_last,
+                  "resnext_kernels_cpu: weight is neither contiguous nor channels_last");
+  return {in * taps, 1, in};
+}
+
 ConvProblem problem_of(const Tensor& weight, int64_t batch, int64_t in_h, int64_t in_w,
                        const Ints& stride, const Ints& padding, const Ints& dilation,
                        int64_t groups) {
@@ -63,7 +78,7 @@ ConvProblem problem_of(const Tensor& weight, int64_t batch, int64_t in_h, int64_
   p.groups = groups;
   p.out_h = (in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
   p.out_w = (in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
-  STD_TORCH_CHECK(weight.is_contiguous(), "resnext_kernels_cpu: weight is not contiguous");
+  filter_strides(weight);
   return p;
 }
 
@@ -124,9 +139,11 @@ void fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor
   c.residual = residual ? residual->const_data_ptr() : nullptr;
   c.relu = relu;
   c.weight = weight.const_data_ptr();
-  c.weight_group = p.out_width() * p.in_width() * p.taps();
-  c.weight_dst = p.in_width() * p.taps();
-  c.weight_src = p.taps();
+  const FilterStrides filter = filter_strides(weight);
+  c.weight_group = p.out_width() * filter.out;
+  c.weight_dst = filter.out;
+  c.weight_src = filter.in;
+  c.weight_tap = filter.tap;
   check_shape(input, input_shape(p), "input");
   check_dense(out, output_shape(p), "output");
   if (residual) check_dense(*residual, output_shape(p), "residual");
@@ -153,9 +170,11 @@ void dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& out, c
   c.src_strides = pixel_strides(grad_output);
   c.dst = out.mutable_data_ptr();
   c.weight = weight.const_data_ptr();
-  c.weight_group = p.out_width() * p.in_width() * p.taps();
-  c.weight_dst = p.taps();
-  c.weight_src = p.in_width() * p.taps();
+  const FilterStrides filter = filter_strides(weight);
+  c.weight_group = p.out_width() * filter.out;
+  c.weight_dst = filter.in;
+  c.weight_src = filter.out;
+  c.weight_tap = filter.tap;
   check_shape(grad_output, output_shape(p), "grad_output");
   check_dense(out, input_shape(p), "grad_input");
   run(c);
@@ -172,6 +191,7 @@ void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, co
   w.grad_output = grad_output.const_data_ptr();
   w.grad_strides = pixel_strides(grad_output);
   w.grad_weight = out.mutable_data_ptr();
+  w.taps_inside = filter_strides(out).tap == 1;
   check_shape(input, input_shape(w.problem), "input");
   check_shape(grad_output, output_shape(w.problem), "grad_output");
 

@@ -65,9 +65,9 @@ struct TapConv {
   bool relu = false;
 
   // weight element (group, dst channel d, src channel s, tap t) lies at
-  // group * weight_group + d * weight_dst + s * weight_src + t
+  // group * weight_group + d * weight_dst + s * weight_src + t * weight_tap
   const void* weight = nullptr;
-  int64_t weight_group = 0, weight_dst = 0, weight_src = 0;
+  int64_t weight_group = 0, weight_dst = 0, weight_src = 0, weight_tap = 0;
 
   int64_t taps() const { return vertical.taps * horizontal.taps; }
   int64_t src_channels() const { return groups * src_width; }

@@ -88,66 +88,6 @@ class TapRunner {
     return phases * (c.taps() * sizeof(TapRun) + sizeof(int64_t)) / sizeof(float);
   }
 
-  // Weights of kLanes destination channels as [tap][source word][lane], zero where there is none.
-  void pack_vector(int64_t unit, int64_t vector, float* to) const {
-    const E* rows[kLanes];
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      int64_t group = unit, dst = vector * kLanes + lane;
-      bool real = dst < c_.dst_width;
-      if constexpr (S::kIsLane) {
-        const int64_t channel = unit * kLanes + lane;
-        group = channel / c_.dst_width;
-        dst = channel % c_.dst_width;
-        real = channel < c_.dst_channels();
-      }
-      rows[lane] =
-          real ? static_cast<const E*>(c_.weight) + group * c_.weight_group + dst * c_.weight_dst
-               : nullptr;
-    }
-    const int64_t taps = c_.taps(), tap_step = S::tap_words(c_) * kLanes;
-    // Where the weights lie that are read a few thousand bytes later: in fprop the next rows.
-    const int64_t ahead = c_.weight_src == taps ? kLanes * c_.weight_dst : 8 * c_.weight_src;
-    if constexpr (Math::kPerWord == 1) {
-      // A run of contiguous weights: all source channels in fprop, one in dgrad.
-      const int64_t sources = c_.weight_src == taps ? c_.src_width : 1;
-      for (int64_t s = 0; s < c_.src_width; s += sources)
-        for (int64_t k = 0; k < sources * taps; k += kLanes) {
-          const int n = static_cast<int>(std::min<int64_t>(kLanes, sources * taps - k));
-          Vec columns[kLanes];
-          load_rows(rows, s * c_.weight_src + k, n, ahead, columns);
-          transpose(columns);
-          for (int i = 0; i < n; ++i)
-            store(to + (k + i) % taps * tap_step + (s + (k + i) / taps) * kLanes, columns[i]);
-        }
-      return;
-    }
-#if RNK_BF16_DOT
-    for (int64_t s = 0; s < c_.src_width; s += 2)
-      for (int64_t t = 0; t < taps; t += kLanes) {
-        const int n = static_cast<int>(std::min<int64_t>(kLanes, taps - t));
-        Vec even[kLanes], odd[kLanes];
-        load_rows(rows, s * c_.weight_src + t, n, ahead, even);
-        if (s + 1 < c_.src_width) {
-          load_rows(rows, (s + 1) * c_.weight_src + t, n, ahead, odd);
-        } else {
-          for (Vec& row : odd) row = zero();
-        }
-        for (int lane = 0; lane < kLanes; ++lane) even[lane] = pair_words(even[lane], odd[lane]);
-        transpose(even);
-        for (int i = 0; i < n; ++i) store(to + (t + i) * tap_step + s / 2 * kLanes, even[i]);
-      }
-#endif
-  }
-
-  // n weights of every row from `offset` on, zeros where there is no row.
-  static void load_rows(const E* const (&rows)[kLanes], int64_t offset, int n, int64_t ahead,
-                        Vec (&values)[kLanes]) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      if (rows[lane]) __builtin_prefetch(rows[lane] + offset + ahead);
-      values[lane] = rows[lane] ? load_elements(rows[lane] + offset, n) : zero();
-    }
-  }
-
   // Turns to units [first, first + units): packs their weights, which stay in the cache.
   void start_chunk(int64_t first, int64_t units) {
     if (first == first_ && units_ > 0) return;
@@ -157,7 +97,7 @@ class TapRunner {
     const int64_t vectors = S::dst_vectors(c_), words = c_.taps() * S::tap_words(c_) * kLanes;
     for (int64_t u = 0; u < units; ++u)
       for (int64_t v = 0; v < vectors; ++v)
-        pack_vector(first + u, v, packed_ + u * p_.unit_weights + v * words);
+        WeightPacker<S>(c_, first + u, v).pack(packed_ + u * p_.unit_weights + v * words);
   }
 
   // Destination rows [row, row_end) of image n.

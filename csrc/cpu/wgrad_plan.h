@@ -12,7 +12,8 @@ struct Wgrad {
   PixelStrides input_strides{};
   const void* grad_output = nullptr;
   PixelStrides grad_strides{};
-  void* grad_weight = nullptr;  // contiguous (out_channels, in_width, kernel_h, kernel_w)
+  void* grad_weight = nullptr;  // dense
+  bool taps_inside = true;      // contiguous: the taps of a channel side by side; or channels_last
 };
 
 // Work is cut by chunks of units (as in TapPlan) and by splits of the batch's output rows; every

@@ -76,14 +76,16 @@ class WgradRunner {
     for (int64_t k = 0; k < present; k += kLanes, partial += filter * kLanes) {
       E* rows = static_cast<E*>(w.grad_weight) + (unit * channels + k) * filter;
       const int lanes = static_cast<int>(std::min<int64_t>(kLanes, present - k));
-      // Kept as [tap][channel][lane], wanted as [lane][channel][tap].
+      // Kept as [tap][channel][lane], wanted as [lane][channel][tap] or [lane][tap][channel].
       for (int64_t i = 0; i < filter; i += kLanes) {
         const int n = static_cast<int>(std::min<int64_t>(kLanes, filter - i));
         Vec columns[kLanes];
         for (int j = 0; j < kLanes; ++j) {
           columns[j] = zero();
           if (j >= n) continue;
-          const int64_t at = ((i + j) % taps * p.in_width() + (i + j) / taps) * kLanes;
+          const int64_t element =
+              w.taps_inside ? (i + j) % taps * p.in_width() + (i + j) / taps : i + j;
+          const int64_t at = element * kLanes;
           for (int64_t s = 0; s < splits; ++s)
             columns[j] = add(columns[j], load(partial + at + s * split_step));
         }
