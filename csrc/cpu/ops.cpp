@@ -51,8 +51,10 @@ struct FilterStrides {
 FilterStrides filter_strides(const Tensor& weight) {
   const int64_t in = weight.size(1), taps = weight.size(2) * weight.size(3);
   if (weight.is_contiguous()) return {in * taps, taps, 1};
-  const bool channels_last = weight.stride(0) == in * taps && weight.stride(1) == 1 &&
-                             weight.stride(2) == in * weight.size(3) && weight.stride(3) == in;
+  const Ints dense = {in * taps, 1, in * weight.size(3), in};
+  bool channels_last = true;
+  for (int64_t i = 0; i < 4; ++i)
+    channels_last = channels_last && (weight.stride(i) == dense[i] || weight.size(i) == 1);
   STD_TORCH_CHECK(channels_last,
                   "resnext_kernels_cpu: weight is neither contiguous nor channels_last");
   return {in * taps, 1, in};

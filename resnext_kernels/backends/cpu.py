@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,8 @@ from ..problem import ConvProblem, Direction
 NAME = "cpu"
 LIBRARY = load_library("_cpu")
 DTYPES = (torch.float32, torch.bfloat16)
+# A thread keeps the packed weights of a group: 4 MiB at the most.
+_MOST_WEIGHTS = 1 << 20
 
 
 def not_supported_reasons(problem: ConvProblem, direction: Direction) -> list[str]:
@@ -23,6 +27,9 @@ def not_supported_reasons(problem: ConvProblem, direction: Direction) -> list[st
     if problem.dtype not in DTYPES:
         names = ", ".join(str(dtype) for dtype in DTYPES)
         reasons.append(f"dtype {problem.dtype}, serves {names}")
+    weights = problem.in_width * problem.out_width * math.prod(problem.kernel)
+    if weights > _MOST_WEIGHTS:
+        reasons.append(f"{weights} weights in a group, serves up to {_MOST_WEIGHTS}")
     if 0 in problem.input_shape:
         reasons.append(f"empty input {problem.input_shape}")
     return reasons
@@ -48,7 +55,7 @@ def fprop(
     if bias is not None:
         bias = bias.contiguous()
     torch.ops.resnext_kernels_cpu.fprop(
-        _pixels(input), weight.contiguous(), bias, residual, out, *_conv(problem), relu
+        _pixels(input), _filters(weight), bias, residual, out, *_conv(problem), relu
     )
     return out.contiguous(memory_format=problem.memory_format)
 
@@ -57,7 +64,7 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient by the input, shape ``problem.input_shape``."""
     out = _empty(problem.input_shape, problem)
     torch.ops.resnext_kernels_cpu.dgrad(
-        _pixels(grad_output), weight.contiguous(), out, *_conv(problem)
+        _pixels(grad_output), _filters(weight), out, *_conv(problem)
     )
     return out.contiguous(memory_format=problem.memory_format)
 
@@ -74,6 +81,13 @@ def _pixels(tensor: Tensor) -> Tensor:
     if tensor.stride(1) == 1 or tensor.shape[1] == 1:
         return tensor
     return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _filters(weight: Tensor) -> Tensor:
+    """``weight`` dense in a layout the kernels read: contiguous, or channels_last in whole pairs."""
+    if weight.shape[1] % 2 == 0 and weight.is_contiguous(memory_format=torch.channels_last):
+        return weight
+    return weight.contiguous()
 
 
 def _empty(shape: tuple[int, ...], problem: ConvProblem) -> Tensor:

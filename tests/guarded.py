@@ -1,0 +1,64 @@
+"""Tensors that end (or begin) at a page no one may touch: an access out of bounds is a fault."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import torch
+from torch import Tensor
+
+_PAGE = mmap.PAGESIZE
+_PROT_NONE = 0
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_KEEP: list[mmap.mmap] = []
+
+
+def guarded(values: Tensor, at_end: bool) -> Tensor:
+    """A copy of dense ``values`` (its strides kept) beside a guard page, at its end or start."""
+    size = values.numel() * values.element_size()
+    pages = -(-size // _PAGE) + 2
+    memory = mmap.mmap(-1, pages * _PAGE)
+    _KEEP.append(memory)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for guard in (address, address + (pages - 1) * _PAGE):
+        if _LIBC.mprotect(ctypes.c_void_p(guard), _PAGE, _PROT_NONE):
+            raise OSError(ctypes.get_errno(), "mprotect failed")
+    start = (pages - 1) * _PAGE - size if at_end else _PAGE
+    flat = torch.frombuffer(
+        memory, dtype=values.dtype, count=values.numel(), offset=start
+    )
+    copy = flat.as_strided(values.shape, values.stride())
+    return copy.copy_(values)
+
+
+def run_guarded(seed: int) -> None:
+    """Run all three directions of some awkward problems between guard pages; print "unharmed"."""
+    import resnext_kernels.backends.cpu as cpu
+    from resnext_kernels.problem import ConvProblem
+
+    torch.manual_seed(seed)
+    problems = (
+        # batch, groups, in width, out width, kernel, stride, padding, image
+        (2, 5, 4, 4, 3, 1, 1, (5, 17)), (1, 3, 8, 8, 3, 2, 1, (7, 9)), (1, 7, 1, 1, 3, 1, 1, (6, 5)),
+        (1, 2, 16, 16, 3, 1, 1, (7, 7)), (2, 2, 24, 40, 3, 2, 1, (9, 8)), (1, 3, 5, 3, 5, 1, 2, (6, 6)),
+        (1, 2, 32, 32, 1, 1, 0, (3, 3)), (1, 9, 2, 2, 3, 1, 0, (4, 19)), (1, 1, 17, 33, 3, 3, 1, (8, 8)),
+    )  # fmt: skip
+    for batch, groups, c, k, taps, stride, pad, (h, w) in problems:
+        for dtype in cpu.DTYPES:
+            for at_end in (True, False):
+                for layout in (torch.channels_last, torch.contiguous_format):
+                    input = torch.randn(batch, groups * c, h, w, dtype=dtype)
+                    input = guarded(input.contiguous(memory_format=torch.channels_last), at_end)
+                    weight = torch.randn(groups * k, c, taps, taps, dtype=dtype)
+                    weight = guarded(weight.contiguous(memory_format=layout), at_end)
+                    bias = guarded(torch.randn(groups * k, dtype=dtype), at_end)
+                    conv = (stride, stride), (pad, pad), (1, 1), groups
+                    problem = ConvProblem.of(input, weight, *conv)
+                    out = cpu.fprop(problem, input, weight, bias, None, True)
+                    grad = guarded(out, at_end)
+                    residual = guarded(out, at_end)
+                    cpu.fprop(problem, input, weight, bias, residual, True)
+                    cpu.dgrad(problem, grad, weight)
+                    cpu.wgrad(problem, grad, input)
+    print("unharmed")
