@@ -21,6 +21,8 @@ SHELL := bash
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip
 LOG := build/install.log
+SUITES := resnext50 resnext101_32x8d widths
+TUNE := $(PY) -m resnext_kernels bench --backend cpu aten --peers --layout channels_last contiguous
 # [build-system] requires of pyproject.toml: without build isolation pip leaves them to us.
 BUILD_REQUIREMENTS := 'setuptools>=77.0.3' 'ninja>=1.11'
 # torchvision and timm come without their dependencies, which would bring another torch.
@@ -31,7 +33,7 @@ PEERS_REQUIREMENTS := PyYAML huggingface-hub safetensors
 BUILD_INPUTS := setup.py pyproject.toml resnext_kernels/version.py $(shell find csrc)
 CXX_SOURCES := $(filter %.h %.cpp %.cuh %.cu,$(BUILD_INPUTS))
 
-.PHONY: help install demo test bench check clean distclean FORCE
+.PHONY: help install demo test bench tuned check clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +51,10 @@ test: install $(VENV)/.peers ## run the tests
 
 bench: install ## time the kernels on the layers of ResNeXt-50
 	$(PY) -m resnext_kernels bench $(ARGS)
+
+tuned: install ## measure anew what "auto" chooses by, and write it into the package
+	@for suite in $(SUITES); do $(TUNE) --suite $$suite --json build/tuned/$$suite.json; done
+	$(PY) benchmarks/update_tuned.py $(SUITES:%=build/tuned/%.json)
 
 check: install ## check style and types: ruff, clang-format, mypy
 	$(PY) -m ruff check .

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import dispatch
 from .ops import checked_problem, in_format
@@ -56,6 +57,8 @@ def _is_plain(*tensors: Tensor) -> bool:
     """Whether the dispatcher would only pass these tensors on to the implementation."""
     if torch.compiler.is_compiling() or torch._C._len_torch_function_stack():
         return False
+    if forward_ad._current_level >= 0:  # a dual tensor has no key that would tell
+        return False
     grad = torch.is_grad_enabled()
     for tensor in tensors:
         if type(tensor) not in (Tensor, torch.nn.Parameter) or (grad and tensor.requires_grad):
@@ -63,6 +66,14 @@ def _is_plain(*tensors: Tensor) -> bool:
         if torch._C._dispatch_keys(tensor).raw_repr() not in _PLAIN_TENSORS:
             return False
     return _thread_keys() in _PLAIN_THREADS
+
+
+def _are_literal(*values: Any) -> bool:
+    """Whether each is an int, or a tuple or list of them: what the text in a key tells whole."""
+    return all(
+        type(value) is int or (type(value) in (tuple, list) and all(type(v) is int for v in value))
+        for value in values
+    )
 
 
 def direct(
@@ -85,8 +96,8 @@ def direct(
     )  # fmt: skip
     plan = _PLANS.get(key)
     if plan is None:
-        unusual = isinstance(padding, str) or input.dim() != 4 or not input.is_floating_point()
-        if unusual or input.numel() == 0:
+        unusual = input.dim() != 4 or not input.is_floating_point() or input.numel() == 0
+        if unusual or not _are_literal(stride, padding, dilation, groups):
             return None
         _, conv = normalise(input, weight, stride, padding, dilation, groups)
         problem = checked_problem(input, weight, bias, *conv)

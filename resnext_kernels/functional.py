@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import eager, ops
 from .problem import FLOATING, Convolution, IntOrPair, ProblemError, normalise, validate
@@ -47,6 +48,12 @@ def grouped_conv2d(
     out = eager.direct(input, weight, bias, stride, padding, dilation, groups, backend)
     if out is not None:
         return out
+    # A subclass, a mode, a proxy of torch.fx; torch.compile deals with them in its own way.
+    if not torch.compiler.is_compiling() and has_torch_function((input, weight, bias)):
+        return handle_torch_function(
+            grouped_conv2d, (input, weight, bias),
+            input, weight, bias, stride, padding, dilation, groups, backend=backend,
+        )  # fmt: skip
     _check_tensors(input, weight, bias)
     if input.dim() == 3:
         batched = input.unsqueeze(0)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
 from .functional import grouped_conv2d
-
-# Makes `grouped_conv2d` one node of a traced graph, as `F.conv2d` is.
-torch.fx.wrap("grouped_conv2d")
 
 
 class GroupedConv2d(torch.nn.Conv2d):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import dispatch
+from . import derivatives, dispatch
 from .problem import ConvProblem, Pair, ProblemError, validate
 
 _CONV = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
@@ -43,10 +43,8 @@ def checked_problem(
 ) -> ConvProblem:
     """Describe a call, or raise `ProblemError` naming the bad argument, its value and the rule."""
     for name, value, least in (
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-        ("dilation", dilation, 1),
-    ):  # noqa: E501
+        ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1),
+    ):  # fmt: skip
         if min(value) < least:
             raise ProblemError(f"{name}={tuple(value)}: expected values >= {least}")
     validate(input, weight, bias, stride, padding, dilation, groups)
@@ -145,7 +143,11 @@ def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
         strides = (c * h * w, h * w, w, 1)
     if tensor.stride() == strides:
         return tensor
-    return tensor.contiguous(memory_format=memory_format).as_strided(tensor.shape, strides)
+    dense = tensor.contiguous(memory_format=memory_format)
+    # Not as_strided: autograd knows its result for a view, and refuses a ReLU in place on it.
+    return dense.new_empty(0).set_(
+        dense.untyped_storage(), dense.storage_offset(), dense.shape, strides
+    )
 
 
 for _name, _function in (
@@ -201,95 +203,14 @@ def _fake_backward(
     )
 
 
-def _setup_forward(ctx, inputs, output) -> None:
-    input, weight, bias, *ctx.conv, ctx.backend = inputs
-    ctx.has_bias = bias is not None
-    ctx.save_for_backward(input, weight)
-
-
-def _backward_of_forward(ctx, grad_output):
-    input, weight = ctx.saved_tensors
-    mask = list(ctx.needs_input_grad[:3])
-    mask[2] = mask[2] and ctx.has_bias
-    grads = _masked_backward(grad_output, input, weight, ctx.conv, mask, ctx.backend)
-    return (*grads, None, None, None, None, None)
-
-
-def _masked_backward(grad_output, input, weight, conv, mask, backend):
-    """The backward operator with None in the place of each gradient that is not needed."""
-    if not any(mask):
-        return [None] * 3
-    grads = grouped_conv2d_backward(grad_output, input, weight, *conv, mask, backend)
-    return [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
-
-
-def _setup_backward(ctx, inputs, output) -> None:
-    grad_output, input, weight, *ctx.conv, ctx.output_mask, ctx.backend = inputs
-    ctx.save_for_backward(grad_output, input, weight)
-    ctx.set_materialize_grads(False)
-
-
-def _double_backward(ctx, *grad_grads):
-    """The three gradients are bilinear in (grad_output, input, weight): differentiate each."""
-    grad_grad_input, grad_grad_weight, grad_grad_bias = (
-        grad if wanted else None for grad, wanted in zip(grad_grads, ctx.output_mask, strict=True)
+for _name, _backward, _setup in (
+    ("grouped_conv2d", derivatives.backward_of_forward, derivatives.setup_forward),
+    ("grouped_conv2d_backward", derivatives.double_backward, derivatives.setup_backward),
+    ("grouped_conv2d_fused", derivatives.backward_of_fused, derivatives.setup_fused),
+):
+    torch.library.register_autograd(
+        f"resnext_kernels::{_name}", _backward, setup_context=_setup, lib=_LIB
     )
-    grad_output, input, weight = ctx.saved_tensors
-    conv, backend = ctx.conv, ctx.backend
-    needs_grad_output, needs_input, needs_weight = ctx.needs_input_grad[:3]
-    to_grad_output = to_input = to_weight = None
-    terms = []
-    if grad_grad_input is not None and needs_grad_output:
-        terms.append(grouped_conv2d(grad_grad_input, weight, None, *conv, backend))
-    if grad_grad_weight is not None and needs_grad_output:
-        terms.append(grouped_conv2d(input, grad_grad_weight, None, *conv, backend))
-    if grad_grad_bias is not None and needs_grad_output:
-        terms.append(grad_grad_bias.view(1, -1, 1, 1).expand_as(grad_output))
-    if terms:
-        to_grad_output = sum(terms[1:], terms[0])
-    if grad_grad_weight is not None and needs_input:
-        to_input = _masked_backward(
-            grad_output, input, grad_grad_weight, conv, [True, False, False], backend
-        )[0]
-    if grad_grad_input is not None and needs_weight:
-        to_weight = _masked_backward(
-            grad_output, grad_grad_input, weight, conv, [False, True, False], backend
-        )[1]
-    return (to_grad_output, to_input, to_weight, None, None, None, None, None, None)
-
-
-def _setup_fused(ctx, inputs, output) -> None:
-    input, weight, bias, _, *ctx.conv, ctx.activation, ctx.backend = inputs
-    ctx.has_bias = bias is not None
-    ctx.save_for_backward(input, weight, output if ctx.activation == "relu" else None)
-
-
-def _backward_of_fused(ctx, grad_output):
-    input, weight, output = ctx.saved_tensors
-    if ctx.activation == "relu":
-        grad_output = torch.ops.aten.threshold_backward(grad_output, output, 0)
-    mask = list(ctx.needs_input_grad[:3])
-    mask[2] = mask[2] and ctx.has_bias
-    grads = _masked_backward(grad_output, input, weight, ctx.conv, mask, ctx.backend)
-    to_residual = grad_output if ctx.needs_input_grad[3] else None
-    return (*grads, to_residual, None, None, None, None, None, None)
-
-
-torch.library.register_autograd(
-    "resnext_kernels::grouped_conv2d", _backward_of_forward, setup_context=_setup_forward, lib=_LIB
-)
-torch.library.register_autograd(
-    "resnext_kernels::grouped_conv2d_backward",
-    _double_backward,
-    setup_context=_setup_backward,
-    lib=_LIB,
-)
-torch.library.register_autograd(
-    "resnext_kernels::grouped_conv2d_fused",
-    _backward_of_fused,
-    setup_context=_setup_fused,
-    lib=_LIB,
-)
 
 
 def autocast(device_type: str, *args: Any) -> tuple[Any, ...]:

@@ -85,7 +85,8 @@ def _named_padding(
         raise ProblemError(f"stride={stride}: expected 1 with padding='same'")
     if weight.dim() != 4:
         raise ProblemError(f"weight: shape {tuple(weight.shape)}, expected 4 dimensions")
-    total_h, total_w = (d * max(k - 1, 0) for d, k in zip(dilation, weight.shape[2:], strict=True))
+    kernel = (as_int("weight", size) for size in weight.shape[2:])  # torch.jit.trace has tensors
+    total_h, total_w = (d * max(k - 1, 0) for d, k in zip(dilation, kernel, strict=True))
     if total_h % 2 or total_w % 2:
         input = torch.nn.functional.pad(input, (0, total_w % 2, 0, total_h % 2))
     return input, (total_h // 2, total_w // 2)

@@ -12,10 +12,12 @@ import dataclasses
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 
 from . import ops
-from .problem import ConvProblem, Pair
+from .problem import ConvProblem, Pair, ProblemError
 
 Operands = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -40,8 +42,34 @@ def grouped_conv2d(
     """
     input, weight, bias = ops.autocast(input.device.type, input, weight, bias)
     problem = ops.checked_problem(input, weight, bias, stride, padding, dilation, groups)
+    if TransformType.Functionalize in (kinds := _active_kinds()):
+        convolve = ops.grouped_conv2d if len(kinds) == 1 else _by_aten
+        return convolve(input, weight, bias, stride, padding, dilation, groups, backend)
     output = _Trilinear.apply(None, input, weight, problem, backend)
     return output if bias is None else output + bias.view(-1, 1, 1)
+
+
+def _active_kinds() -> set[TransformType]:
+    return {layer.key() for layer in get_interpreter_stack() or ()}
+
+
+def _by_aten(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    backend: str,
+) -> Tensor:
+    """For `functionalize`, which has no rule for an autograd.Function, among other transforms."""
+    if backend not in ("auto", "aten"):
+        raise ProblemError(
+            f"backend={backend!r}: expected 'auto' or 'aten' where torch.func.functionalize is "
+            "combined with another transform"
+        )
+    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 class _Trilinear(torch.autograd.Function):

@@ -25,9 +25,7 @@ def guarded(values: Tensor, at_end: bool) -> Tensor:
         if _LIBC.mprotect(ctypes.c_void_p(guard), _PAGE, _PROT_NONE):
             raise OSError(ctypes.get_errno(), "mprotect failed")
     start = (pages - 1) * _PAGE - size if at_end else _PAGE
-    flat = torch.frombuffer(
-        memory, dtype=values.dtype, count=values.numel(), offset=start
-    )
+    flat = torch.frombuffer(memory, dtype=values.dtype, count=values.numel(), offset=start)
     copy = flat.as_strided(values.shape, values.stride())
     return copy.copy_(values)
 
@@ -40,10 +38,16 @@ def run_guarded(seed: int) -> None:
     torch.manual_seed(seed)
     problems = (
         # batch, groups, in width, out width, kernel, stride, padding, image
-        (2, 5, 4, 4, 3, 1, 1, (5, 17)), (1, 3, 8, 8, 3, 2, 1, (7, 9)), (1, 7, 1, 1, 3, 1, 1, (6, 5)),
-        (1, 2, 16, 16, 3, 1, 1, (7, 7)), (2, 2, 24, 40, 3, 2, 1, (9, 8)), (1, 3, 5, 3, 5, 1, 2, (6, 6)),
-        (1, 2, 32, 32, 1, 1, 0, (3, 3)), (1, 9, 2, 2, 3, 1, 0, (4, 19)), (1, 1, 17, 33, 3, 3, 1, (8, 8)),
-    )  # fmt: skip
+        (2, 5, 4, 4, 3, 1, 1, (5, 17)),
+        (1, 3, 8, 8, 3, 2, 1, (7, 9)),
+        (1, 7, 1, 1, 3, 1, 1, (6, 5)),
+        (1, 2, 16, 16, 3, 1, 1, (7, 7)),
+        (2, 2, 24, 40, 3, 2, 1, (9, 8)),
+        (1, 3, 5, 3, 5, 1, 2, (6, 6)),
+        (1, 2, 32, 32, 1, 1, 0, (3, 3)),
+        (1, 9, 2, 2, 3, 1, 0, (4, 19)),
+        (1, 1, 17, 33, 3, 3, 1, (8, 8)),
+    )
     for batch, groups, c, k, taps, stride, pad, (h, w) in problems:
         for dtype in cpu.DTYPES:
             for at_end in (True, False):

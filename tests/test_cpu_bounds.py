@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 import resnext_kernels.backends.cpu as cpu
-
-ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
+from resnext_kernels.problem import ConvProblem
 
 
 def _run(code: str, isa: str) -> subprocess.CompletedProcess[str]:
@@ -24,8 +25,10 @@ def _run(code: str, isa: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", cpu.ISAS)
 def test_no_access_out_of_bounds(isa: str) -> None:
+    if cpu.ISAS.index(isa) < cpu.ISAS.index(cpu.isa()):
+        pytest.skip(f"this machine has {cpu.isa()} at best")
     seed = int.from_bytes(os.urandom(3), "big")
     result = _run(
         "import guarded, resnext_kernels.backends.cpu as cpu;"
@@ -43,3 +46,26 @@ def test_the_guard_bites() -> None:
         "print(ctypes.c_float.from_address(t.data_ptr() + 20).value)"
     )
     assert _run(code, "portable").returncode < 0  # killed by a signal
+
+
+@pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
+def test_an_unknown_isa_is_told() -> None:
+    result = _run("import resnext_kernels.backends.cpu as cpu; print(cpu.isa())", "sse9")
+    assert result.returncode == 0
+    assert result.stdout.strip() in cpu.ISAS
+    assert "RESNEXT_KERNELS_CPU_ISA='sse9': expected one of 'avx512_bf16'" in result.stderr
+
+
+@pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_result_larger_than_the_caches(stride: int) -> None:
+    """Such results are written past the caches, by other instructions."""
+    input = torch.randn(2, 96, 160 * stride, 150 * stride)
+    input = input.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(96, 8, 3, 3)
+    conv = (stride, stride), (1, 1), (1, 1), 12
+    problem = ConvProblem.of(input, weight, *conv)
+    expected = F.conv2d(input.double(), weight.double(), None, *conv)
+    result = cpu.fprop(problem, input, weight, None, None, False)
+    assert result.numel() * result.element_size() > 8 << 20
+    assert ((result - expected).norm() / expected.norm()).item() < 1e-5

@@ -8,7 +8,7 @@ from small_models import relative_error
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from resnext_kernels import GroupedConv2d
+from resnext_kernels import GroupedConv2d, grouped_conv2d
 
 SETTINGS = [
     dict(kernel_size=3, padding=(1, 2), stride=2),
@@ -129,6 +129,37 @@ def test_symbolic_trace_sees_one_call(settings):
     assert names.count("grouped_conv2d") == 1 and set(names) <= {"getattr", "pad", "grouped_conv2d"}
     x = torch.randn(2, 8, 9, 11)
     assert torch.equal(graph(x), module(x))
+
+
+class Direct(nn.Module):
+    """Calls the function itself, as models written on `F.conv2d` do."""
+
+    def __init__(self, padding) -> None:
+        super().__init__()
+        self.weight, self.padding = nn.Parameter(torch.randn(12, 2, 3, 4)), padding
+
+    def forward(self, x):
+        return grouped_conv2d(x, self.weight, padding=self.padding, groups=4).relu_()
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", (1, 2)])
+def test_symbolic_trace_of_the_function(padding):
+    module, x = Direct(padding), torch.randn(2, 8, 9, 11)
+    graph = torch.fx.symbolic_trace(module)
+    (call,) = (n for n in graph.graph.nodes if n.op == "call_function")
+    assert call.target is grouped_conv2d and call.kwargs == {"backend": "auto"}
+    assert torch.equal(graph(x), module(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("padding", ["same", "valid", (1, 2)])
+def test_torchscript_trace_of_the_function(padding):
+    module = Direct(padding)
+    traced = saved_and_loaded(torch.jit.trace(module, torch.randn(2, 8, 9, 11)))
+    for shape in ((2, 8, 9, 11), (3, 8, 12, 7)):
+        x = torch.randn(shape)
+        assert relative_error(traced(x), module(x)) < 1e-6
 
 
 def test_vmap_over_parameters():

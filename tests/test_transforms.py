@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import func
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 import resnext_kernels as rk
@@ -41,6 +42,17 @@ def gradient_outside(conv, x, w, b):
     mapped = func.vmap(lambda x: conv(x, w, b, **CONV))(x[None])
     _, pullback = func.vjp(lambda x: conv(x, w, b, **CONV), x)
     return torch.autograd.grad((mapped.sin() + pullback(mapped[0])[0].sum()).sum(), w)
+
+
+def functionalized(name, conv, x, w, b):
+    """`functionalize` alone, inside and outside another transform."""
+    functional = func.functionalize(lambda x: conv(x, w, b, **CONV))
+    return {
+        "alone": lambda: functional(x),
+        "inside grad": lambda: func.grad(lambda x: functional(x).sin().sum())(x),
+        "outside grad": lambda: func.functionalize(func.grad(lambda x: loss(conv, x, w, b)))(x),
+        "inside vmap": lambda: func.vmap(functional)(torch.stack([x, x + 1])),
+    }[name]()
 
 
 ON_OPERANDS = {
@@ -99,6 +111,25 @@ def test_derivatives(name):
 def test_vmap(name):
     args, function = stacks(), ON_STACKS[name]
     assert_same(function(rk.grouped_conv2d, *args), function(F.conv2d, *args))
+
+
+@pytest.mark.parametrize("name", ["alone", "inside grad", "outside grad", "inside vmap"])
+def test_functionalize(name):
+    ours = functionalized(name, rk.grouped_conv2d, *(args := operands()))
+    torch.testing.assert_close(ours, functionalized(name, F.conv2d, *args))
+
+
+def test_functionalize_keeps_the_operator():
+    x, w, b = operands()
+    graph = make_fx(func.functionalize(lambda x: rk.grouped_conv2d(x, w, b, **CONV)))(x).graph
+    assert torch.ops.resnext_kernels.grouped_conv2d.default in {n.target for n in graph.nodes}
+
+
+def test_functionalize_inside_a_transform_has_no_named_kernels():
+    x, w, b = operands()
+    function = func.functionalize(lambda x: rk.grouped_conv2d(x, w, b, **CONV, backend="cpu").sum())
+    with pytest.raises(rk.ProblemError, match="backend='cpu': expected 'auto' or 'aten' where"):
+        func.grad(function)(x)
 
 
 def test_ensemble_of_modules():

@@ -30,6 +30,8 @@ inline void store_elements(float* p, Vec v, int n) {
 // A full, aligned cache line past the caches.
 inline void stream_elements(float* p, Vec v) { _mm512_stream_ps(p, v); }
 inline void stream_elements(uint16_t*, Vec) {}
+// Makes streamed lines visible to other threads before what follows.
+inline void stream_fence() { _mm_sfence(); }
 
 inline __m256i load_bf16(const uint16_t* p, int n) {
   return n == kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))

@@ -71,6 +71,7 @@ class TapRunner {
       runner.image(rest % c.batch, band * p.band_rows,
                    std::min(c.dst_rows, (band + 1) * p.band_rows));
     }
+    if (p.stream) stream_fence();
   }
 
  private:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from ..problem import ConvProblem, Direction
 NAME = "cpu"
 LIBRARY = load_library("_cpu")
 DTYPES = (torch.float32, torch.bfloat16)
+ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
 # A thread keeps the packed weights of a group: 4 MiB at the most.
 _MOST_WEIGHTS = 1 << 20
 
@@ -36,8 +39,22 @@ def not_supported_reasons(problem: ConvProblem, direction: Direction) -> list[st
 
 
 def isa() -> str:
-    """The instruction set the kernels run on: "avx512_bf16", "avx512", "avx2" or "portable"."""
+    """The instruction set the kernels run on, one of `ISAS`."""
     return torch.ops.resnext_kernels_cpu.isa()
+
+
+def _check_wanted_isa() -> None:
+    """Warn where the environment asks for an instruction set that the kernels cannot run on."""
+    wanted = os.environ.get("RESNEXT_KERNELS_CPU_ISA")
+    if LIBRARY.loaded and wanted is not None and wanted != isa():
+        warnings.warn(
+            f"RESNEXT_KERNELS_CPU_ISA={wanted!r}: expected one of {', '.join(map(repr, ISAS))} "
+            f"that this processor runs; using {isa()!r}",
+            stacklevel=2,
+        )
+
+
+_check_wanted_isa()
 
 
 def fprop(
@@ -84,7 +101,7 @@ def _pixels(tensor: Tensor) -> Tensor:
 
 
 def _filters(weight: Tensor) -> Tensor:
-    """``weight`` dense in a layout the kernels read: contiguous, or channels_last in whole pairs."""
+    """``weight`` as the kernels read it: contiguous, or channels_last of even width."""
     if weight.shape[1] % 2 == 0 and weight.is_contiguous(memory_format=torch.channels_last):
         return weight
     return weight.contiguous()

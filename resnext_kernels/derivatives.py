@@ -1,0 +1,84 @@
+"""First and second derivatives of the operators, for `torch.library.register_autograd`.
+
+They call the operators by name: `ops`, which registers them, comes after this module.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def setup_forward(ctx, inputs, output) -> None:
+    input, weight, bias, *ctx.conv, ctx.backend = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(input, weight)
+
+
+def backward_of_forward(ctx, grad_output):
+    input, weight = ctx.saved_tensors
+    mask = list(ctx.needs_input_grad[:3])
+    mask[2] = mask[2] and ctx.has_bias
+    grads = _masked_backward(grad_output, input, weight, ctx.conv, mask, ctx.backend)
+    return (*grads, None, None, None, None, None)
+
+
+def _masked_backward(grad_output, input, weight, conv, mask, backend):
+    """The backward operator with None in the place of each gradient that is not needed."""
+    if not any(mask):
+        return [None] * 3
+    operator = torch.ops.resnext_kernels.grouped_conv2d_backward.default
+    grads = operator(grad_output, input, weight, *conv, mask, backend)
+    return [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
+
+
+def setup_backward(ctx, inputs, output) -> None:
+    grad_output, input, weight, *ctx.conv, ctx.output_mask, ctx.backend = inputs
+    ctx.save_for_backward(grad_output, input, weight)
+    ctx.set_materialize_grads(False)
+
+
+def double_backward(ctx, *grad_grads):
+    """The three gradients are bilinear in (grad_output, input, weight): differentiate each."""
+    grad_grad_input, grad_grad_weight, grad_grad_bias = (
+        grad if wanted else None for grad, wanted in zip(grad_grads, ctx.output_mask, strict=True)
+    )
+    grad_output, input, weight = ctx.saved_tensors
+    conv, backend = ctx.conv, ctx.backend
+    grouped_conv2d = torch.ops.resnext_kernels.grouped_conv2d.default
+    needs_grad_output, needs_input, needs_weight = ctx.needs_input_grad[:3]
+    to_grad_output = to_input = to_weight = None
+    terms = []
+    if grad_grad_input is not None and needs_grad_output:
+        terms.append(grouped_conv2d(grad_grad_input, weight, None, *conv, backend))
+    if grad_grad_weight is not None and needs_grad_output:
+        terms.append(grouped_conv2d(input, grad_grad_weight, None, *conv, backend))
+    if grad_grad_bias is not None and needs_grad_output:
+        terms.append(grad_grad_bias.view(1, -1, 1, 1).expand_as(grad_output))
+    if terms:
+        to_grad_output = sum(terms[1:], terms[0])
+    if grad_grad_weight is not None and needs_input:
+        to_input = _masked_backward(
+            grad_output, input, grad_grad_weight, conv, [True, False, False], backend
+        )[0]
+    if grad_grad_input is not None and needs_weight:
+        to_weight = _masked_backward(
+            grad_output, grad_grad_input, weight, conv, [False, True, False], backend
+        )[1]
+    return (to_grad_output, to_input, to_weight, None, None, None, None, None, None)
+
+
+def setup_fused(ctx, inputs, output) -> None:
+    input, weight, bias, _, *ctx.conv, ctx.activation, ctx.backend = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(input, weight, output if ctx.activation == "relu" else None)
+
+
+def backward_of_fused(ctx, grad_output):
+    input, weight, output = ctx.saved_tensors
+    if ctx.activation == "relu":
+        grad_output = torch.ops.aten.threshold_backward(grad_output, output, 0)
+    mask = list(ctx.needs_input_grad[:3])
+    mask[2] = mask[2] and ctx.has_bias
+    grads = _masked_backward(grad_output, input, weight, ctx.conv, mask, ctx.backend)
+    to_residual = grad_output if ctx.needs_input_grad[3] else None
+    return (*grads, to_residual, None, None, None, None, None, None)
