@@ -58,7 +58,7 @@ def _table(results: list[Result]) -> str:
     for result in results:
         suite = result["records"][0]["suite"]
         for summary in summarise(result):
-            if summary.implementation == AUTO:
+            if summary.implementation == AUTO and summary.layout == "channels_last":
                 key = (suite, summary.direction, summary.dtype)
                 rows.setdefault(key, {})[summary.batch] = summary
     batches = sorted({batch for row in rows.values() for batch in row})

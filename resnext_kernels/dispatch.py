@@ -8,6 +8,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from . import tuning
 from .backends import BACKENDS, aten
 from .problem import (
     DIRECTIONS,
@@ -34,7 +35,7 @@ def choose(problem: ConvProblem, direction: Direction, backend: str = AUTO) -> M
     """Return the backend module that serves ``direction`` of ``problem``.
 
     A named backend that cannot serve the call raises `ProblemError` with every reason; "auto"
-    takes the first that can and that `loses_to_aten` does not rule out.
+    takes the first that nothing speaks against, see `auto_reasons_against`.
     """
     check_backend_name(backend)
     if backend != AUTO:
@@ -53,8 +54,22 @@ def choose(problem: ConvProblem, direction: Direction, backend: str = AUTO) -> M
 def auto_reasons_against(
     module: ModuleType, problem: ConvProblem, direction: Direction
 ) -> list[str]:
-    """Why "auto" passes over ``module``: what it cannot do, or a measurement that speaks for ATen."""  # noqa: E501
-    return module.not_supported_reasons(problem, direction)
+    """Why "auto" passes over ``module``: what it cannot do, or that ATen is faster."""
+    reasons = module.not_supported_reasons(problem, direction)
+    if reasons or module is aten:
+        return reasons
+    found = tuning.compare(module.NAME, module.isa(), problem, direction)
+    return [found.reason] if found.aten_is_faster else []
+
+
+def _reasons_not_chosen(
+    module: ModuleType, chosen: ModuleType, problem: ConvProblem, direction: Direction
+) -> list[str]:
+    """Why "auto" took ``chosen`` and not ``module``; never empty."""
+    reasons = auto_reasons_against(module, problem, direction)
+    if reasons or module is not aten:
+        return reasons or [f"{chosen.NAME} comes first"]
+    return [tuning.compare(chosen.NAME, chosen.isa(), problem, direction).reason]
 
 
 @dataclass(frozen=True)
@@ -93,13 +108,13 @@ def explain(
     batched, conv = normalise(batched, weight, stride, padding, dilation, groups)
     validate(batched, weight, None, *conv)
     problem = ConvProblem.of(batched, weight, *conv)
-    chosen = {d: choose(problem, d).NAME for d in DIRECTIONS}
+    chosen = {d: choose(problem, d) for d in DIRECTIONS}
     reasons = {
         d: {
-            name: auto_reasons_against(module, problem, d) or [f"{chosen[d]} comes first"]
+            name: _reasons_not_chosen(module, chosen[d], problem, d)
             for name, module in BACKENDS.items()
-            if name != chosen[d]
+            if module is not chosen[d]
         }
         for d in DIRECTIONS
     }
-    return Explanation(problem, chosen, reasons)
+    return Explanation(problem, {d: module.NAME for d, module in chosen.items()}, reasons)

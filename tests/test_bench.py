@@ -18,7 +18,7 @@ from tiny_suite import FIELDS, LAYERS, break_auto, case
 
 import resnext_kernels as rk
 from resnext_kernels.bench import machine, peaks, report, runner, suites, timing
-from resnext_kernels.bench.implementations import OURS, PEERS, Implementation
+from resnext_kernels.bench.implementations import DEFAULT_OURS, OURS, PEERS, Implementation
 from resnext_kernels.bench.runner import Measurement
 from resnext_kernels.bench.timing import Timing
 from resnext_kernels.library import Library
@@ -169,7 +169,7 @@ def test_run_measures_every_implementation(direction, dtype):
     seen: list[list[Measurement]] = []
     result = runner.run(cases, seconds=0, progress=seen.append)
     assert [m[0].case for m in seen] == cases
-    expected = {name for name in OURS if name not in result["skipped"]} | set(PEERS)
+    expected = {name for name in DEFAULT_OURS if name not in result["skipped"]} | set(PEERS)
     assert "auto" in expected
     for c in cases:
         key = (str(c.layer), c.batch)
@@ -179,9 +179,21 @@ def test_run_measures_every_implementation(direction, dtype):
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
+def test_run_measures_what_was_asked_for_in_every_layout():
+    names, layouts = ("auto", "aten"), ("contiguous", "channels_last")
+    result = runner.run([case()], [], ours=names, layouts=layouts, seconds=0)
+    found = {(r["implementation"], r["layout"]) for r in result["records"]}
+    assert found == {(name, layout) for name in names for layout in layouts}
+    assert all(r["parity"] == "green" for r in result["records"])
+    assert all(r["speedup_vs_best_peer"] is None for r in result["records"])
+    text = report.report(result)
+    assert "tiny, float32, batch 1\n" in text and "batch 1, contiguous images\n" in text
+
+
 def test_operands_have_the_layout_that_the_record_tells():
     problem = case().problem
-    for implementation in (*OURS.values(), *PEERS.values()):
+    turned = (i.in_layout("contiguous") for i in OURS.values())
+    for implementation in (*OURS.values(), *turned, *PEERS.values()):
         x = implementation.copy_operands(runner.Operands.random(problem))
         last = implementation.layout == "channels_last"
         assert x.input.is_contiguous(memory_format=torch.channels_last) == last
@@ -196,7 +208,9 @@ def test_a_wrong_implementation_gets_no_time_and_no_speedup(monkeypatch, directi
     result = runner.run([case(direction)], seconds=0)
     wrong = [r for r in result["records"] if r["parity"] == "red"]
     assert [r["implementation"] for r in wrong] == ["auto"]
-    numbers = FIELDS - {"count", "flops", "bytes", "batch", "relative_error"}
+    numbers = FIELDS - {
+        "count", "flops", "needed_flops", "bytes", "batch", "relative_error",
+    }  # fmt: skip
     times = {k: v for k, v in wrong[0].items() if k in numbers and not isinstance(v, str)}
     assert len(times) == 7 and set(times.values()) == {None}
     assert (wrong[0]["relative_error"] is None) == math.isnan(value)
@@ -215,4 +229,4 @@ def test_a_wrong_shape_is_red(monkeypatch):
 
 def test_implementations_are_frozen_values():
     assert all(isinstance(i, Implementation) and i.name == n for n, i in {**OURS, **PEERS}.items())
-    assert set(OURS) >= {"auto", "cpu"} and "aten" not in OURS
+    assert set(OURS) >= {"auto", "cpu", "aten"} and "aten" not in DEFAULT_OURS

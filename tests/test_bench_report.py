@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -22,8 +23,10 @@ def test_records_derive_from_medians_of_one_run():
     c = case(batch=2)
     records = runner.records_of(measured(c, times), PEAKS)
     assert all(set(r) == FIELDS for r in records)
-    flops, moved = runner.needed_flops(c.problem), c.problem.bytes_moved()
-    floor = max(flops / 100e6, moved / 10e6)
+    flops, moved = c.problem.flops, c.problem.bytes_moved()
+    needed = runner.needed_flops(c.problem)
+    assert needed < flops
+    floor = max(needed / 100e6, moved / 10e6)
     for r, ms in zip(records, times.values(), strict=True):
         assert (r["ms_median"], r["ms_p20"], r["ms_p80"]) == (ms, ms / 2, ms * 2)
         assert r["gflops"] == pytest.approx(flops / ms / 1e6, rel=1e-4)
@@ -39,8 +42,21 @@ def test_a_red_peer_is_not_the_best_peer():
         PEAKS,
     )
     assert records[0]["speedup_vs_best_peer"] == 3.0
-    assert report._peers_of(records[0], records)[0]["ms_median"] is None
-    assert "torch:contiguous" in report.table(records)
+    assert report._best_peer_of(records[0], records) is records[2]
+    assert "torch:contiguous" in report.table(records, "tiny, float32, batch 1")
+
+
+def test_contiguous_calls_are_compared_within_their_layout():
+    auto, last, contiguous = measured(
+        case(), {"auto": 2.0, "torch:channels_last": 3.0, "torch:contiguous": 6.0}
+    )
+    turned = dataclasses.replace(auto, implementation=auto.implementation.in_layout("contiguous"))
+    records = runner.records_of([auto, turned, last, contiguous], PEAKS)
+    assert [r["speedup_vs_best_peer"] for r in records] == [1.5, 3.0, 1.0, 0.5]
+    assert [report._best_peer_of(r, records) for r in records[:2]] == [records[2], records[3]]
+    summaries = report.summarise(result_of([auto, turned, last, contiguous]))
+    assert [s.layout for s in summaries] == ["channels_last", "contiguous"]
+    assert [s.speedup for s in summaries] == pytest.approx([1.5, 3.0])
 
 
 def two_layers() -> runner.Result:
@@ -53,11 +69,14 @@ def two_layers() -> runner.Result:
 
 def test_summary_is_the_geometric_mean_and_the_models_flops():
     (found,) = report.summarise(two_layers())
-    first, second = (runner.needed_flops(case(layer=x).problem) for x in LAYERS)
+    problems = [case(layer=x).problem for x in LAYERS]
+    first, second = (p.flops for p in problems)
+    needed = [runner.needed_flops(p) for p in problems]
     assert found.speedup == pytest.approx(4.0)
     assert (found.lowest, found.layers, found.green) == (2.0, 2, 2)
     assert found.gflops == pytest.approx((2 * first + second) / (2 * 1.0 + 2.0) / 1e6)
-    assert found.peak_fraction == pytest.approx(found.gflops / 100)
+    peak_ms = (2 * needed[0] + needed[1]) / 100e6
+    assert found.peak_fraction == pytest.approx(peak_ms / (2 * 1.0 + 2.0))
 
 
 def test_summary_leaves_red_layers_out_and_says_so():

@@ -84,6 +84,17 @@ def test_bench_measures_what_was_asked_for(tmp_path):
     assert {r["implementation"] for r in records} & set(PEERS) == {"torch:contiguous"}
 
 
+def test_bench_measures_the_backends_and_layouts_asked_for(tmp_path, capsys):
+    path = tmp_path / "out.json"
+    chosen = ["--direction", "wgrad", "--dtype", "float32", "--batch", "1", "--backend", "aten"]
+    chosen += ["--layout", "contiguous", "channels_last", "--peers"]
+    assert main(["bench", *chosen, "--json", str(path)]) == 0
+    records = json.loads(path.read_text())["records"]
+    found = {(r["implementation"], r["layout"]) for r in records}
+    assert found == {("aten", "contiguous"), ("aten", "channels_last")}
+    assert "aten contiguous 0." in capsys.readouterr().err
+
+
 def test_bench_fails_where_a_result_is_wrong(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     break_auto(monkeypatch, 1.0)

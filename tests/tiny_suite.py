@@ -17,7 +17,7 @@ LAYERS = (Layer(16, 6, 1, 4, 2), Layer(32, 7, 2, 4, 1))
 FIELDS = {
     "suite", "problem", "direction", "dtype", "layout", "batch", "implementation", "ms_median",
     "ms_p20", "ms_p80", "gflops", "gbps", "roofline_fraction", "speedup_vs_best_peer",
-    "count", "flops", "bytes", "parity", "relative_error",
+    "count", "flops", "needed_flops", "bytes", "parity", "relative_error",
 }  # fmt: skip
 PEAKS: peaks.PeaksDict = {
     "gflops": {"float32": 100.0, "bfloat16": 200.0},

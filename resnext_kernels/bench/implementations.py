@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from ..functional import grouped_conv2d
 from ..problem import ConvProblem, Direction
 
 Layout = Literal["channels_last", "contiguous"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 Call = Callable[[], "Tensor | tuple[Tensor, ...]"]
 
 _FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -54,6 +56,16 @@ class Implementation:
     layout: Layout
     weight_layout: Layout
     bind: Callable[[ConvProblem, Direction, Operands], Call]
+
+    @property
+    def label(self) -> str:
+        """The name, with the layout where that is neither the usual one nor in the name."""
+        usual = self.layout == "channels_last" or self.name in PEERS
+        return self.name if usual else f"{self.name} {self.layout}"
+
+    def in_layout(self, layout: Layout) -> Implementation:
+        """The same one on images in another memory format, conversions within its time."""
+        return dataclasses.replace(self, layout=layout)
 
     def copy_operands(self, operands: Operands) -> Operands:
         """Fresh copies in the layouts of this implementation."""
@@ -100,8 +112,8 @@ def _by_name(implementations: Iterable[Implementation]) -> dict[str, Implementat
 OURS = _by_name(
     Implementation(name, "channels_last", "contiguous", partial(_bind_ours, backend=name))
     for name in (*BACKENDS, AUTO)
-    if name != "aten"
 )
+DEFAULT_OURS = tuple(name for name in OURS if name != "aten")  # which the peers stand for
 PEERS = _by_name(
     (
         Implementation("torch:channels_last", "channels_last", "channels_last", _bind_torch),

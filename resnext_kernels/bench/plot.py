@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ _MARKERS = {"fprop": "o", "dgrad": "s", "wgrad": "^"}
 def plot(result: Result, path: Path) -> None:
     """Write a PNG of what "auto" ran: speed-ups over the best peer, and the roofline.
 
+    Of several layouts, the first is drawn.
+
     Raises:
         ImportError: without matplotlib.
         ValueError: "auto" has no time in any record.
@@ -28,7 +31,8 @@ def plot(result: Result, path: Path) -> None:
 
     records = [r for r in result["records"] if r["implementation"] == AUTO and r["ms_median"]]
     if not records:
-        raise ValueError(f"no times of {AUTO!r} to draw: its parity was red everywhere")
+        raise ValueError(f"no times of {AUTO!r} to draw: not measured, or parity red everywhere")
+    records = [r for r in records if r["layout"] == records[0]["layout"]]
     directions = [d for d in _MARKERS if any(r["direction"] == d for r in records)]
     figure = Figure(figsize=(13, 2.6 + 2.6 * len(directions)), layout="constrained")
     colours = dict(zip(result["peaks"]["gflops"], _COLOURS, strict=False))
@@ -79,9 +83,9 @@ def _bars(
 
 
 def _roofline(axis: Axes, records: list[Record], result: Result, colours: dict[str, str]) -> None:
-    """Achieved GFLOP/s against FLOP per byte, under the roof that the measured peaks draw."""
+    """Achieved GFLOP/s against FLOP per byte under the measured roof, of needed FLOPs alone."""
     peaks = result["peaks"]
-    intensities = [r["flops"] / r["bytes"] for r in records]
+    intensities = [r["needed_flops"] / r["bytes"] for r in records]
     low, high = min(intensities) / 2, max(intensities) * 2
     for dtype, peak in peaks["gflops"].items():
         ridge = min(max(peak / peaks["gbps"], low), high)
@@ -90,11 +94,13 @@ def _roofline(axis: Axes, records: list[Record], result: Result, colours: dict[s
         axis.plot((low, ridge, high), roof, color=colours[dtype], label=label)
         for direction, marker in _MARKERS.items():
             chosen = [r for r in records if (r["dtype"], r["direction"]) == (dtype, direction)]
-            places = [r["flops"] / r["bytes"] for r in chosen]
-            achieved = [r["gflops"] or 0.0 for r in chosen]
+            places = [r["needed_flops"] / r["bytes"] for r in chosen]
+            achieved = [r["needed_flops"] / (r["ms_median"] or math.inf) / 1e6 for r in chosen]
             name = f"{dtype} {direction}" if chosen else None
             axis.scatter(places, achieved, c=colours[dtype], marker=marker, alpha=0.7, label=name)
-    axis.set(xscale="log", yscale="log", xlabel="FLOP/byte", ylabel="GFLOP/s", xlim=(low, high))
+    axis.set(
+        xscale="log", yscale="log", xlabel="needed FLOP/byte", ylabel="GFLOP/s", xlim=(low, high)
+    )
     axis.set_title(f"roofline, {peaks['gbps']:.0f} GB/s")
     axis.grid(which="both", alpha=0.2)
     axis.legend(fontsize="small")

@@ -15,7 +15,7 @@ from .runner import Record, Result
 _NUMBER = re.compile(r"[\d.]+(e[-+]\d+)?[%x]?|-")
 _HEADERS = ("problem", "direction", "ms", "GFLOP/s", "roofline", "best peer", "ms", "speed-up")
 _SUMMARY_HEADERS = (
-    "implementation", "direction", "dtype", "batch", "layers",
+    "implementation", "layout", "direction", "dtype", "batch", "layers",
     "speed-up", "lowest", "GFLOP/s", "of FMA peak",
 )  # fmt: skip
 
@@ -40,11 +40,8 @@ def aligned(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def report(result: Result) -> str:
     """The tables of all dtypes and batch sizes, then the summary and the peaks."""
     records = result["records"]
-    groups = dict.fromkeys((r["dtype"], r["batch"]) for r in records)
-    parts = []
-    for dtype, batch in groups:
-        chosen = [r for r in records if (r["dtype"], r["batch"]) == (dtype, batch)]
-        parts.append(f"{chosen[0]['suite']}, {dtype}, batch {batch}\n{table(chosen)}")
+    titles = dict.fromkeys(_title(r) for r in records if r["implementation"] == AUTO)
+    parts = [f"{title}\n{table(records, title)}" for title in titles]
     parts.append(f"Geometric means over distinct layers\n{summary_table(result)}")
     parts.append(peaks_line(result["peaks"]))
     notes = [f"not measured: {name}: {reason}" for name, reason in result["skipped"].items()]
@@ -52,13 +49,21 @@ def report(result: Result) -> str:
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
 
 
-def table(records: Sequence[Record]) -> str:
+def _title(record: Record) -> str:
+    """What all rows of a table have in common."""
+    parts = [record["suite"], record["dtype"], f"batch {record['batch']}"]
+    if record["layout"] != "channels_last":
+        parts.append(f"{record['layout']} images")
+    return ", ".join(parts)
+
+
+def table(records: Sequence[Record], title: str) -> str:
     """One row for each problem and direction, of what "auto" ran beside the best peer."""
     rows = []
     for record in records:
-        if record["implementation"] != AUTO:
+        if record["implementation"] != AUTO or _title(record) != title:
             continue
-        peer = min(_peers_of(record, records), key=lambda r: r["ms_median"] or math.inf)
+        peer = _best_peer_of(record, records)
         rows.append(
             (
                 record["problem"],
@@ -66,32 +71,43 @@ def table(records: Sequence[Record]) -> str:
                 _number(record["ms_median"], ".3f"),
                 _number(record["gflops"], ".1f"),
                 _number(record["roofline_fraction"], ".0%"),
-                peer["implementation"],
-                _number(peer["ms_median"], ".3f"),
+                peer["implementation"] if peer else "-",
+                _number(peer["ms_median"] if peer else None, ".3f"),
                 _number(record["speedup_vs_best_peer"], ".2f", "x"),
             )
         )
     return aligned(_HEADERS, rows)
 
 
-def _peers_of(record: Record, records: Sequence[Record]) -> list[Record]:
+def _best_peer_of(record: Record, records: Sequence[Record]) -> Record | None:
+    """The peer that ``speedup_vs_best_peer`` of ``record`` is over."""
+
     def key(r: Record) -> tuple[object, ...]:
         return r["suite"], r["problem"], r["direction"], r["dtype"], r["batch"]
 
-    return [r for r in records if r["implementation"] in PEERS and key(r) == key(record)]
+    peers = [
+        r
+        for r in records
+        if r["implementation"] in PEERS
+        and key(r) == key(record)
+        and record["layout"] in ("channels_last", r["layout"])
+    ]
+    return min(peers, key=lambda r: r["ms_median"] or math.inf, default=None)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All layers of one implementation, direction, dtype and batch size together.
+    """All layers of one implementation, layout, direction, dtype and batch size together.
 
     ``speedup`` is the geometric mean over the distinct layers and ``lowest`` the least of them,
     both against the best peer. ``gflops`` counts each layer as often as the model has it:
-    operations of all over time of all. ``peak_fraction`` is its share of the measured peak.
+    operations of all over time of all. ``peak_fraction`` is the share of the measured peak, of
+    needed operations alone.
     ``green`` of ``layers`` passed parity; only those enter.
     """
 
     implementation: str
+    layout: str
     direction: str
     dtype: str
     batch: int
@@ -105,29 +121,30 @@ class Summary:
 
 def summarise(result: Result) -> list[Summary]:
     """One `Summary` for each group of this package's records, in the records' order."""
-    groups: dict[tuple[str, str, str, int], list[Record]] = {}
+    groups: dict[tuple[str, str, str, str, int], list[Record]] = {}
     for r in result["records"]:
         if r["implementation"] in OURS:
-            key = (r["implementation"], r["direction"], r["dtype"], r["batch"])
+            key = (r["implementation"], r["layout"], r["direction"], r["dtype"], r["batch"])
             groups.setdefault(key, []).append(r)
     return [
-        _summary(key, records, result["peaks"]["gflops"][key[2]]) for key, records in groups.items()
+        _summary(key, records, result["peaks"]["gflops"][key[3]]) for key, records in groups.items()
     ]
 
 
-def _summary(key: tuple[str, str, str, int], records: list[Record], peak: float) -> Summary:
+def _summary(key: tuple[str, str, str, str, int], records: list[Record], peak: float) -> Summary:
     timed = [(r, r["ms_median"]) for r in records if r["ms_median"] is not None]
     speedups = [r["speedup_vs_best_peer"] for r, _ in timed if r["speedup_vs_best_peer"]]
     total_ms = sum(r["count"] * ms for r, ms in timed)
-    gflops = sum(r["count"] * r["flops"] for r, _ in timed) / total_ms / 1e6 if timed else None
+    flops = sum(r["count"] * r["flops"] for r, _ in timed)
+    needed = sum(r["count"] * r["needed_flops"] for r, _ in timed)
     return Summary(
         *key,
         layers=len(records),
         green=len(timed),
         speedup=math.exp(sum(map(math.log, speedups)) / len(speedups)) if speedups else None,
         lowest=min(speedups, default=None),
-        gflops=gflops,
-        peak_fraction=gflops and gflops / peak,
+        gflops=flops / total_ms / 1e6 if timed else None,
+        peak_fraction=needed / total_ms / 1e6 / peak if timed else None,
     )
 
 
@@ -136,6 +153,7 @@ def summary_table(result: Result) -> str:
     rows = [
         (
             s.implementation,
+            s.layout,
             s.direction,
             s.dtype,
             str(s.batch),
@@ -170,7 +188,7 @@ def red_line(record: Record) -> str:
     found = "not finite" if error is None else f"{error:.1e}"
     return (
         f"PARITY RED: {record['implementation']} {record['problem']} {record['direction']} "
-        f"{record['dtype']} batch {record['batch']}: relative error {found}"
+        f"{record['dtype']} batch {record['batch']} {record['layout']}: relative error {found}"
     )
 
 

@@ -14,9 +14,11 @@ from .. import reference
 from ..problem import ConvProblem
 from . import machine
 from .implementations import (
+    DEFAULT_OURS,
     OURS,
     PEERS,
     Implementation,
+    Layout,
     Operands,
     reasons_against,
     result_of,
@@ -33,11 +35,13 @@ _PEAK_SAMPLES = 8
 class Record(TypedDict):
     """One implementation of one problem, in JSON.
 
-    Times are in milliseconds; ``gflops`` and ``gbps`` are ``flops``, see `needed_flops`, and
-    ``bytes``, the least traffic, over the median; ``roofline_fraction`` is the least time that
-    the machine's peaks allow, ``max(flops / peak_flops, bytes / peak_bandwidth)``, over the
-    median. All of them are None where ``parity`` is "red". ``count`` tells how often the model
-    has this layer.
+    Times are in milliseconds; ``gflops`` and ``gbps`` are ``flops``, the usual count of
+    `ConvProblem.flops`, and ``bytes``, the least traffic, over the median; ``roofline_fraction``
+    is the least time that the machine's peaks allow, ``max(needed_flops / peak_flops,
+    bytes / peak_bandwidth)``, over the median, see `needed_flops`. ``speedup_vs_best_peer`` is
+    over the fastest peer, for a record in contiguous layout over the fastest one in that layout.
+    All of them are None where ``parity`` is "red". ``count`` tells how often the model has this
+    layer.
     """
 
     suite: str
@@ -56,6 +60,7 @@ class Record(TypedDict):
     speedup_vs_best_peer: float | None
     count: int
     flops: int
+    needed_flops: int
     bytes: int
     parity: str
     relative_error: float | None
@@ -86,10 +91,12 @@ def run(
     cases: Sequence[Case],
     peers: Sequence[str] = tuple(PEERS),
     *,
+    ours: Sequence[str] = DEFAULT_OURS,
+    layouts: Sequence[Layout] = ("channels_last",),
     seconds: float = 0.5,
     progress: Callable[[list[Measurement]], None] = lambda measurements: None,
 ) -> Result:
-    """Measure every case with this package's implementations and the named ones of `PEERS`.
+    """Measure every case with the named ones of `OURS`, in every layout, and of `PEERS`.
 
     ``seconds`` is the aimed duration of the timed rounds of one case. ``progress`` is called with
     the measurements of each case when it is done.
@@ -101,10 +108,11 @@ def run(
     for index, case in enumerate(cases):
         if index % math.ceil(len(cases) / _PEAK_SAMPLES) == 0:
             peaks.sample()
-        reasons = {n: reasons_against(n, case.problem, case.direction) for n in OURS}
+        reasons = {n: reasons_against(n, case.problem, case.direction) for n in ours}
         skipped |= {name: "; ".join(found) for name, found in reasons.items() if found}
-        ours = [OURS[name] for name, found in reasons.items() if not found]
-        done = measure(case, [*ours, *(PEERS[name] for name in peers)], seconds)
+        able = [OURS[name] for name, found in reasons.items() if not found]
+        mine = [implementation.in_layout(layout) for layout in layouts for implementation in able]
+        done = measure(case, [*mine, *(PEERS[name] for name in peers)], seconds)
         measurements += done
         progress(done)
     peaks.sample()
@@ -127,17 +135,17 @@ def measure(
     sets = [Operands.random(problem) for _ in range(_OPERAND_SETS)]
     # Operands of its own for every implementation: shared ones would be warm for all but the first.
     calls = {
-        i.name: [i.bind(problem, case.direction, i.copy_operands(s)) for s in sets]
+        i: [i.bind(problem, case.direction, i.copy_operands(s)) for s in sets]
         for i in implementations
     }
     expected = _expected(case, sets[0])
     errors = {
-        name: relative_error(result_of(case.direction, turns[0]()), expected)
-        for name, turns in calls.items()
+        i: relative_error(result_of(case.direction, turns[0]()), expected)
+        for i, turns in calls.items()
     }
-    green = {name: calls[name] for name, e in errors.items() if e <= TOLERANCE[case.dtype]}
+    green = {i: calls[i] for i, e in errors.items() if e <= TOLERANCE[case.dtype]}
     times = interleaved(green, seconds) if green else {}
-    return [Measurement(case, i, errors[i.name], times.get(i.name)) for i in implementations]
+    return [Measurement(case, i, errors[i], times.get(i)) for i in implementations]
 
 
 def _expected(case: Case, x: Operands) -> Tensor:
@@ -158,8 +166,8 @@ def relative_error(out: Tensor, expected: Tensor) -> float:
 def needed_flops(problem: ConvProblem) -> int:
     """Multiplications and additions of one direction, without the products with padding.
 
-    A kernel may leave those out, so only this count bounds its time from below; it is up to 18%
-    less than the usual one, `ConvProblem.flops`, for a 3x3 kernel on 7x7 pixels.
+    A kernel may leave those out, so only this count bounds its time from below; the usual one,
+    `ConvProblem.flops`, is 19% more for a 3x3 kernel on 7x7 pixels.
     """
     taps = 1
     for size, outputs, kernel, stride, padding, dilation in zip(
@@ -173,17 +181,29 @@ def needed_flops(problem: ConvProblem) -> int:
 
 def records_of(measurements: Sequence[Measurement], peaks: PeaksDict) -> list[Record]:
     """Records in the order of the measurements."""
-    best: dict[Case, float] = {}
+    rivals: dict[Case, list[Measurement]] = {}
     for m in measurements:
-        if m.timing and m.implementation.name in PEERS:
-            best[m.case] = min(best.get(m.case, math.inf), m.timing.median)
-    return [_record(m, best.get(m.case), peaks) for m in measurements]
+        if m.implementation.name in PEERS:
+            rivals.setdefault(m.case, []).append(m)
+    return [_record(m, _best_ms(m, rivals.get(m.case, [])), peaks) for m in measurements]
+
+
+def _best_ms(m: Measurement, rivals: Sequence[Measurement]) -> float | None:
+    """The fastest peer's time. A call on contiguous images cannot have another layout for free."""
+    any_layout = m.implementation.layout == "channels_last" or m.implementation.name in PEERS
+    times = [
+        r.timing.median
+        for r in rivals
+        if r.timing and (any_layout or r.implementation.layout == m.implementation.layout)
+    ]
+    return min(times, default=None)
 
 
 def _record(m: Measurement, best_peer_ms: float | None, peaks: PeaksDict) -> Record:
     case, time = m.case, m.timing
-    flops, moved = needed_flops(case.problem), case.problem.bytes_moved()
-    floor_ms = max(flops / peaks["gflops"][case.dtype_name], moved / peaks["gbps"]) / 1e6
+    flops, needed = case.problem.flops, needed_flops(case.problem)
+    moved = case.problem.bytes_moved()
+    floor_ms = max(needed / peaks["gflops"][case.dtype_name], moved / peaks["gbps"]) / 1e6
 
     def per_ms(quantity: float | None) -> float | None:
         return quantity / time.median if time and quantity else None
@@ -205,6 +225,7 @@ def _record(m: Measurement, best_peer_ms: float | None, peaks: PeaksDict) -> Rec
         "speedup_vs_best_peer": _short(per_ms(best_peer_ms)),
         "count": case.layer.count,
         "flops": flops,
+        "needed_flops": needed,
         "bytes": moved,
         "parity": "green" if time else "red",
         "relative_error": _short(m.error) if math.isfinite(m.error) else None,

@@ -1,4 +1,4 @@
-"""The problems that benchmarks and tests share: grouped 3x3 layers of published models."""
+"""The problems that benchmarks and tests share: grouped 3x3 layers."""
 
 from __future__ import annotations
 
@@ -57,9 +57,17 @@ def resnext_layers(
     return tuple(layers)
 
 
+# Widths of a group that those models lack, from depthwise to 168: peers serve some of them badly.
+_WIDTHS = (
+    Layer(256, 28, 1, 256, 1), Layer(512, 28, 2, 512, 1), Layer(256, 28, 1, 128, 1),
+    Layer(240, 28, 1, 48, 1), Layer(384, 14, 1, 32, 1), Layer(336, 28, 1, 14, 1),
+    Layer(672, 28, 2, 28, 1), Layer(480, 28, 1, 10, 1), Layer(448, 14, 1, 4, 1),
+    Layer(896, 28, 2, 8, 1), Layer(336, 14, 1, 2, 1),
+)  # fmt: skip
 SUITES: dict[str, tuple[Layer, ...]] = {
     "resnext50": resnext_layers((3, 4, 6, 3), 32, 4),
     "resnext101_32x8d": resnext_layers((3, 4, 23, 3), 32, 8),
+    "widths": _WIDTHS,
 }
 
 

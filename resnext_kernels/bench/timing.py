@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
+from typing import TypeVar
 
 import torch
 
+Name = TypeVar("Name", bound=Hashable)
 _WARM_UP_ROUNDS = 2
 _MIN_ROUNDS = 7
 _MAX_ROUNDS = 1000
@@ -33,8 +35,8 @@ class Timing:
 
 
 def interleaved(
-    calls: Mapping[str, Sequence[Callable[[], object]]], seconds: float
-) -> dict[str, Timing]:
+    calls: Mapping[Name, Sequence[Callable[[], object]]], seconds: float
+) -> dict[Name, Timing]:
     """Time every entry of ``calls`` round by round: A B C, C A B, ...
 
     What disturbs the machine for a while disturbs all entries alike, so ratios of the medians
@@ -48,7 +50,7 @@ def interleaved(
             An entry's result is freed outside its time.
         seconds: aimed duration of all rounds together.
     """
-    times: dict[str, list[int]] = {name: [] for name in calls}
+    times: dict[Name, list[int]] = {name: [] for name in calls}
     for round in range(_WARM_UP_ROUNDS):
         _one_round(calls, round)
     deadline = perf_counter_ns() + int(seconds * 1e9)
@@ -60,7 +62,7 @@ def interleaved(
     return {name: Timing.of(values) for name, values in times.items()}
 
 
-def _one_round(calls: Mapping[str, Sequence[Callable[[], object]]], round: int) -> dict[str, int]:
+def _one_round(calls: Mapping[Name, Sequence[Callable[[], object]]], round: int) -> dict[Name, int]:
     elapsed = {}
     for name in random.sample(list(calls), len(calls)):
         call = calls[name][round % len(calls[name])]

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ..bench import plot, runner
-from ..bench.implementations import PEERS
+from ..bench.implementations import DEFAULT_OURS, LAYOUTS, OURS, PEERS
 from ..bench.report import red, report
 from ..bench.suites import DTYPES, SUITES, cases_of
 from ..problem import DIRECTIONS
@@ -36,7 +36,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--batch", nargs="+", type=positive, default=[1, 8], metavar="N", help="images in a batch"
     )
     parser.add_argument(
-        "--peers", nargs="+", choices=(*PEERS, "all"), default=["all"], help="what to compare with"
+        "--layout", nargs="+", choices=LAYOUTS, default=["channels_last"],
+        help="memory formats of the images that the kernels get",
+    )  # fmt: skip
+    parser.add_argument(
+        "--backend", nargs="+", choices=OURS, default=list(DEFAULT_OURS),
+        help="what to measure of this package",
+    )  # fmt: skip
+    parser.add_argument(
+        "--peers", nargs="*", choices=(*PEERS, "all"), default=["all"], help="what to compare with"
     )
     parser.add_argument("--json", type=output_path, metavar="FILE", help="write the records there")
     parser.add_argument("--plot", type=output_path, metavar="FILE", help="write a PNG there")
@@ -49,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     dtypes = [DTYPES[name] for name in args.dtype]
     cases = cases_of(args.suite, args.direction, dtypes, args.batch)
     peers = list(PEERS) if "all" in args.peers else args.peers
-    result = runner.run(cases, peers, progress=Progress(len(cases)))
+    result = runner.run(
+        cases, peers, ours=args.backend, layouts=args.layout, progress=Progress(len(cases))
+    )
     return deliver(result, args.json, args.plot)
 
 

@@ -56,8 +56,8 @@ class Progress:
         elapsed = monotonic() - self._start
         left = elapsed / self._done * (self._total - self._done)
         times = ", ".join(
-            f"{m.implementation.name} {m.timing.median:.3f} ms" if m.timing
-            else f"{m.implementation.name} PARITY RED"
+            f"{m.implementation.label} {m.timing.median:.3f} ms" if m.timing
+            else f"{m.implementation.label} PARITY RED"
             for m in measurements
         )  # fmt: skip
         line = f"[{self._done}/{self._total}, {left:.0f} s left] {measurements[0].case}: {times}"

@@ -1,0 +1,81 @@
+"""Writes the tables of measured choices, resnext_kernels/tuned/, from files of `bench --json`.
+
+A run replaces the table's run of the same hardware; several files of one hardware make one run.
+They need the records of a backend and of "aten" in the same layout: `make tuned` measures both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resnext_kernels import tuning
+from resnext_kernels.bench.runner import Record, Result
+from resnext_kernels.bench.suites import DTYPES, SUITES
+from resnext_kernels.problem import DIRECTIONS
+
+BACKEND = "cpu"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path, help="files of `bench --json`")
+    results = [json.loads(path.read_text()) for path in parser.parse_args(arguments).results]
+    path = tuning.FOLDER / f"{BACKEND}.json"
+    old = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs = {run["hardware"]: run for run in [*old, *runs_of(results)]}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(as_text(list(runs.values())))
+    print(f"{path}: " + ", ".join(f"{len(r['records'])} on {name}" for name, r in runs.items()))
+
+
+def runs_of(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One run for each hardware among the results, with its records."""
+    runs: dict[str, dict[str, Any]] = {}
+    for result in results:
+        machine = result["machine"]
+        about = {
+            "processor": machine["processor"],
+            "threads": machine["threads"],
+            "torch": result["torch"],
+            "commit": result["commit"],
+        }
+        for found in measured(result["records"]):
+            name = tuning.hardware(machine["kernel_isa"], found.dtype)
+            run = runs.setdefault(name, {"hardware": name, **about, "records": []})
+            run["records"].append(found.to_json())
+    return list(runs.values())
+
+
+def measured(records: Sequence[Record]) -> list[tuning.Measured]:
+    """The problems for which both our time and ATen's in the same layout are known."""
+    times: dict[tuple[str, str, str, str, str, int], dict[str, float]] = {}
+    for r in records:
+        key = (r["suite"], r["problem"], r["direction"], r["dtype"], r["layout"], r["batch"])
+        if r["ms_median"] is not None:
+            times.setdefault(key, {})[r["implementation"]] = r["ms_median"]
+    found = []
+    for (suite, name, direction, dtype, layout, batch), ms in times.items():
+        if {BACKEND, "aten"} <= ms.keys():
+            (layer,) = (layer for layer in SUITES[suite] if str(layer) == name)
+            problem = layer.problem(batch, DTYPES[dtype], layout == "channels_last")
+            (known,) = (d for d in DIRECTIONS if d == direction)
+            found.append(tuning.Measured.of(problem, known, ms[BACKEND], ms["aten"]))
+    return found
+
+
+def as_text(runs: Sequence[dict[str, Any]]) -> str:
+    """JSON with a line for each record, so that a new measurement makes a readable diff."""
+    texts = []
+    for run in runs:
+        head = json.dumps({name: run[name] for name in run if name != "records"})
+        lines = ",\n".join("  " + json.dumps(record) for record in run["records"])
+        texts.append(f'{head[:-1]}, "records": [\n{lines}\n]}}')
+    return '{"runs": [\n' + ",\n".join(texts) + "\n]}\n"
+
+
+if __name__ == "__main__":
+    main()

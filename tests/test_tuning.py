@@ -1,0 +1,235 @@
+"""Recorded measurements: their table, what is near enough, the rule elsewhere, damaged files."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import random
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from problems import problem
+from tiny_suite import case, measured, result_of
+
+import resnext_kernels as rk
+from resnext_kernels import dispatch, tuning
+from resnext_kernels.backends import cpu
+from resnext_kernels.bench import suites
+from resnext_kernels.problem import DIRECTIONS
+from resnext_kernels.tuning import Measured
+
+CHECKOUT = Path(__file__).parents[1]
+RECORD = Measured.of(problem(8, groups=4, size=(14, 14)), "fprop", ours=0.5, aten=0.25)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder in place of the package's tables."""
+    monkeypatch.setattr(tuning, "FOLDER", tmp_path)
+    forget()
+    yield tmp_path
+    forget()
+
+
+def forget() -> None:
+    tuning.records.cache_clear()
+    dispatch.choose.cache_clear()
+
+
+def write(folder: Path, *records: Measured, hardware: str = "avx512") -> None:
+    run = {"hardware": hardware, "records": [record.to_json() for record in records]}
+    (folder / "cpu.json").write_text(json.dumps({"runs": [run]}))
+
+
+def test_a_record_survives_json():
+    assert Measured.from_json(json.loads(json.dumps(RECORD.to_json()))) == RECORD
+
+
+def test_the_faster_one_is_taken_and_told(folder):
+    faster = dataclasses.replace(RECORD, direction="dgrad", ours=0.123456)
+    write(folder, RECORD, faster)
+    case = problem(8, groups=4, size=(14, 14))
+    found = tuning.compare("cpu", "avx512", case, "fprop")
+    assert found.aten_is_faster
+    where = "2x32x14x14 g4 float32 contiguous"
+    assert found.reason == f"aten measured faster: 0.25 ms against 0.5 ms for {where}"
+    found = tuning.compare("cpu", "avx512", case, "dgrad")
+    assert not found.aten_is_faster
+    assert found.reason == f"cpu measured faster: 0.123 ms against 0.25 ms for {where}"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"direction": "wgrad"}, {"dtype": "bfloat16"}, {"layout": "channels_last"},
+        {"stride": (2, 2)}, {"width": (64, 64)}, {"batch": 4096}, {"size": (224, 224)},
+        {"kernel": (1, 1)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_records_of_another_kind_and_far_ones_do_not_count(other):
+    assert tuning.nearest(dataclasses.replace(RECORD, **other), [RECORD]) is None
+
+
+@pytest.mark.parametrize(
+    "other", [{"batch": 8}, {"size": (28, 20)}, {"groups": 8}, {"width": (8, 16)}], ids=str
+)
+def test_neighbours_count(other):
+    assert tuning.nearest(dataclasses.replace(RECORD, **other), [RECORD]) is RECORD
+
+
+def test_nearest_is_the_nearest():
+    sizes = [(n, n) for n in (4, 7, 10, 14, 20, 28, 40)]
+    known = [dataclasses.replace(RECORD, size=size) for size in sizes]
+    random.shuffle(known)
+    for record in known:
+        assert tuning.nearest(record, known) is record
+        assert record.distance(record) == 0
+    found = tuning.nearest(dataclasses.replace(RECORD, size=(13, 14)), known)
+    assert found and found.size == (14, 14)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize(
+    "width, narrow", [(1, False), (2, True), (8, True), (15, True), (16, False)]
+)
+def test_rule_where_nothing_was_measured(folder, width, narrow, layout):
+    write(folder, RECORD)
+    last = layout == "channels_last"
+    for out_width in {1, width}:
+        case = dataclasses.replace(problem(width, out_width), channels_last=last)
+        found = tuning.compare("cpu", "portable", case, "fprop")
+        assert found.aten_is_faster == (not (narrow and last))
+        assert found.reason.startswith("nothing like it measured on portable: groups of 2 to 15")
+        assert found.reason.endswith(f"these have {width} in {layout}")
+    dilated = problem(8, groups=4, size=(14, 14), dilation=(2, 2))
+    assert "nothing like it" in tuning.compare("cpu", "avx512", dilated, "fprop").reason
+
+
+def test_bfloat16_instructions_do_not_matter_to_float32(folder):
+    low = dataclasses.replace(RECORD, dtype="bfloat16")
+    write(folder, RECORD, low)
+    case = problem(8, groups=4, size=(14, 14))
+    assert "measured faster" in tuning.compare("cpu", "avx512_bf16", case, "fprop").reason
+    case = dataclasses.replace(case, dtype=torch.bfloat16)
+    assert "nothing like it" in tuning.compare("cpu", "avx512_bf16", case, "fprop").reason
+    assert "measured faster" in tuning.compare("cpu", "avx512", case, "fprop").reason
+
+
+GOOD = json.dumps({"runs": [{"hardware": "avx512", "records": [RECORD.to_json()]}]})
+DAMAGED = {
+    "empty": "",
+    "truncated": GOOD[: len(GOOD) // 2],
+    "no object": "[]",
+    "null": "null",
+    "no runs": "{}",
+    "runs of another form": '{"runs": {"avx512": 1}}',
+    "no records": '{"runs": [{"hardware": "avx512"}]}',
+    "record of another form": '{"runs": [{"hardware": "avx512", "records": [1]}]}',
+    "text for a time": GOOD.replace("0.25", '"fast"'),
+    "not a number": GOOD.replace("0.25", "NaN"),
+    "zero": GOOD.replace("0.25", "0"),
+    "a list for a count": GOOD.replace('"batch": 2', '"batch": [2]'),
+    "three numbers for two": GOOD.replace('"width": [8, 8]', '"width": [8, 8, 8]'),
+    "a list for hardware": GOOD.replace('"avx512"', "[]"),
+    "no text": b"\xff\xfe\x00",
+    "nested too deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_table_is_ignored_with_one_warning(folder, content):
+    data = content if isinstance(content, bytes) else content.encode()
+    assert data != GOOD.encode()
+    (folder / "cpu.json").write_bytes(data)
+    with pytest.warns(UserWarning, match="cpu.json is ignored: "):
+        found = tuning.compare("cpu", "avx512", problem(8), "fprop")
+    assert "nothing like it measured" in found.reason
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tuning.compare("cpu", "avx512", problem(8), "fprop") == found
+
+
+def test_a_missing_table_is_told_once_and_calls_go_on(folder):
+    input, weight = torch.randn(1, 16, 5, 5), torch.randn(16, 8, 3, 3)
+    if cpu.LIBRARY.loaded:
+        with pytest.warns(UserWarning, match="cpu.json is ignored: FileNotFoundError"):
+            out = rk.grouped_conv2d(input, weight, groups=2)
+    else:
+        out = rk.grouped_conv2d(input, weight, groups=2)
+    torch.testing.assert_close(out, torch.nn.functional.conv2d(input, weight, groups=2))
+
+
+@pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
+@pytest.mark.parametrize("winner", ["cpu", "aten"])
+def test_auto_and_explain_follow_the_table(folder, winner):
+    case = problem(8, groups=4, size=(14, 14))
+    ms = {"cpu": 2.0, "aten": 2.0, winner: 1.5}
+    records = [Measured.of(case, d, ours=ms["cpu"], aten=ms["aten"]) for d in DIRECTIONS]
+    write(folder, *records, hardware=tuning.hardware(cpu.isa(), "float32"))
+    input, weight = torch.randn(case.input_shape), torch.randn(case.weight_shape)
+    explanation = rk.explain(input, weight, padding=1, groups=4)
+    (loser,) = {"cpu", "aten"} - {winner}
+    for direction in DIRECTIONS:
+        assert explanation.chosen[direction] == winner
+        names = [dispatch.choose(case, direction, b).NAME for b in ("auto", loser)]
+        assert names == [winner, loser]
+    line = f"    not {loser}: {winner} measured faster: 1.5 ms against 2 ms for {records[0]}"
+    assert str(explanation).splitlines().count(line) == 3
+
+
+@pytest.mark.parametrize("suite", suites.SUITES)
+def test_shipped_table_holds_every_layer_of_the_suites(suite):
+    table = tuning.read(CHECKOUT / "resnext_kernels" / "tuned" / "cpu.json")
+    for made in suites.cases_of(suite, DIRECTIONS, suites.DTYPES.values(), (1, 8)):
+        known = table[tuning.hardware("avx512_bf16", made.dtype_name)]
+        for last in (True, False):
+            wanted = made.layer.problem(made.batch, made.dtype, channels_last=last)
+            record = Measured.of(wanted, made.direction)
+            found = tuning.nearest(record, known)
+            assert found and record.distance(found) == 0
+
+
+def update_tuned():
+    path = CHECKOUT / "benchmarks" / "update_tuned.py"
+    spec = importlib.util.spec_from_file_location("update_tuned", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_table_is_made_from_results_of_the_benchmark(folder, monkeypatch):
+    script = update_tuned()
+    cases = {
+        direction: dataclasses.replace(
+            case(direction, layer=suites.SUITES["resnext50"][0]), suite="resnext50"
+        )
+        for direction in DIRECTIONS
+    }
+    paths = []
+    for (direction, made), ms in zip(cases.items(), (1.0, 2.0, 3.0), strict=True):
+        ours, aten = measured(made, {"cpu": ms, "aten": 4.0})
+        turned = [
+            dataclasses.replace(m, implementation=m.implementation.in_layout("contiguous"))
+            for m in measured(made, {"cpu": 5.0, "aten": None if direction == "dgrad" else 6.0})
+        ]
+        result = result_of([ours, aten, *turned])
+        result["machine"]["kernel_isa"] = "avx2" if direction == "wgrad" else "avx512_bf16"
+        paths.append(folder / f"{direction}.txt")
+        paths[-1].write_text(json.dumps(result))
+    script.main([str(path) for path in paths])
+    table = tuning.read(folder / "cpu.json")
+    assert {name: len(found) for name, found in table.items()} == {"avx512": 3, "avx2": 2}
+    times = {(r.direction, r.layout): (r.ours, r.aten) for r in table["avx512"]}
+    assert times == {
+        ("fprop", "channels_last"): (1.0, 4.0),
+        ("fprop", "contiguous"): (5.0, 6.0),
+        ("dgrad", "channels_last"): (2.0, 4.0),
+    }
+    assert table["avx512"][0] == Measured.of(cases["fprop"].problem, "fprop", 1.0, 4.0)
+    script.main([str(paths[0])])
+    table = tuning.read(folder / "cpu.json")
+    assert {name: len(found) for name, found in table.items()} == {"avx512": 2, "avx2": 2}
