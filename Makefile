@@ -33,7 +33,7 @@ PEERS_REQUIREMENTS := PyYAML huggingface-hub safetensors
 BUILD_INPUTS := setup.py pyproject.toml resnext_kernels/version.py $(shell find csrc)
 CXX_SOURCES := $(filter %.h %.cpp %.cuh %.cu,$(BUILD_INPUTS))
 
-.PHONY: help install demo test bench tuned check clean distclean FORCE
+.PHONY: help install demo test bench tuned docs check clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench: install ## time the kernels on the layers of ResNeXt-50
 tuned: install ## measure anew what "auto" chooses by, and write it into the package
 	@for suite in $(SUITES); do $(TUNE) --suite $$suite --json build/tuned/$$suite.json; done
 	$(PY) benchmarks/update_tuned.py $(SUITES:%=build/tuned/%.json)
+
+docs: install ## write the measured table of README.md anew from benchmarks/results
+	$(PY) benchmarks/update_readme.py
 
 check: install ## check style and types: ruff, clang-format, mypy
 	$(PY) -m ruff check .

@@ -25,7 +25,7 @@ AUTO = "auto"
 
 def check_backend_name(backend: str) -> None:
     """Raise `ProblemError` unless ``backend`` is "auto" or the name of a backend."""
-    if backend != AUTO and backend not in BACKENDS:
+    if not isinstance(backend, str) or (backend != AUTO and backend not in BACKENDS):
         names = ", ".join(repr(name) for name in (AUTO, *BACKENDS))
         raise ProblemError(f"backend={backend!r}: expected one of {names}")
 

@@ -101,6 +101,7 @@ def direct(
             return None
         _, conv = normalise(input, weight, stride, padding, dilation, groups)
         problem = checked_problem(input, weight, bias, *conv)
+        dispatch.check_backend_name(backend)
         plan = problem, dispatch.choose(problem, "fprop", backend).fprop
         if len(_PLANS) >= _MOST_PLANS:
             _PLANS.clear()

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import eager, ops
+from .dispatch import check_backend_name
 from .problem import FLOATING, Convolution, IntOrPair, ProblemError, normalise, validate
 
 
@@ -55,6 +56,7 @@ def grouped_conv2d(
             input, weight, bias, stride, padding, dilation, groups, backend=backend,
         )  # fmt: skip
     _check_tensors(input, weight, bias)
+    check_backend_name(backend)
     if input.dim() == 3:
         batched = input.unsqueeze(0)
         return grouped_conv2d(

@@ -30,6 +30,8 @@ _LIB.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 ACTIVATIONS = ("none", "relu")
+_PROBLEMS: dict[Any, ConvProblem] = {}
+_MOST_PROBLEMS = 4096
 
 
 def checked_problem(
@@ -49,6 +51,31 @@ def checked_problem(
             raise ProblemError(f"{name}={tuple(value)}: expected values >= {least}")
     validate(input, weight, bias, stride, padding, dilation, groups)
     return ConvProblem.of(input, weight, stride, padding, dilation, groups)
+
+
+def _known_problem(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> ConvProblem:
+    """`checked_problem` for tensors with data, kept for the next call of the same shapes."""
+    key = (
+        input.shape, input.stride(), input.dtype, input.device,
+        weight.shape, weight.stride(), weight.dtype, weight.device,
+        None if bias is None else (bias.shape, bias.dtype, bias.device),
+        *stride, *padding, *dilation, groups,
+    )  # fmt: skip
+    problem = _PROBLEMS.get(key)
+    if problem is None:
+        problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
+        if len(_PROBLEMS) >= _MOST_PROBLEMS:
+            _PROBLEMS.clear()
+        _PROBLEMS[key] = problem
+    return problem
 
 
 def _grouped_conv2d(
@@ -78,7 +105,7 @@ def _grouped_conv2d_fused(
     activation: str,
     backend: str,
 ) -> Tensor:
-    problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
+    problem = _known_problem(input, weight, bias, stride, padding, dilation, groups)
     _check_epilogue(problem, input, residual, activation)
     chosen = dispatch.choose(problem, "fprop", backend)
     out = chosen.fprop(problem, input, weight, bias, residual, activation == "relu")
@@ -116,7 +143,7 @@ def _grouped_conv2d_backward(
     output_mask: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    problem = checked_problem(input, weight, None, stride, padding, dilation, groups)
+    problem = _known_problem(input, weight, None, stride, padding, dilation, groups)
     _check_like_output("grad_output", grad_output, problem, input)
     grad_input, grad_weight, grad_bias = (grad_output.new_empty(0) for _ in range(3))
     if output_mask[0]:
@@ -124,7 +151,8 @@ def _grouped_conv2d_backward(
         grad_input = in_format(chosen.dgrad(problem, grad_output, weight), problem.memory_format)
     if output_mask[1]:
         chosen = dispatch.choose(problem, "wgrad", backend)
-        grad_weight = in_format(chosen.wgrad(problem, grad_output, input), _format(weight))
+        grad_weight = chosen.wgrad(problem, grad_output, input, _format(weight))
+        grad_weight = in_format(grad_weight, _format(weight))
     if output_mask[2]:
         grad_bias = grad_output.sum((0, 2, 3))
     return grad_input, grad_weight, grad_bias

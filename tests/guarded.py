@@ -64,5 +64,5 @@ def run_guarded(seed: int) -> None:
                     residual = guarded(out, at_end)
                     cpu.fprop(problem, input, weight, bias, residual, True)
                     cpu.dgrad(problem, grad, weight)
-                    cpu.wgrad(problem, grad, input)
+                    cpu.wgrad(problem, grad, input, layout)
     print("unharmed")

@@ -6,10 +6,10 @@ A backend is a module with one interface:
 - ``not_supported_reasons(problem, direction) -> list[str]``: empty where it serves the call;
 - ``fprop(problem, input, weight, bias, residual, relu) -> output``,
   ``dgrad(problem, grad_output, weight) -> grad_input``,
-  ``wgrad(problem, grad_output, input) -> grad_weight``;
+  ``wgrad(problem, grad_output, input, memory_format) -> grad_weight``;
 - ``isa() -> str``, but for ATen: the kind of hardware it runs on, for which measurements hold.
 
-Results carry the memory format of ``problem``; a weight gradient is contiguous.
+Results carry the memory format of ``problem``, a weight gradient the one asked for.
 """
 
 from types import ModuleType

@@ -47,8 +47,10 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     return grad.contiguous(memory_format=problem.memory_format)
 
 
-def wgrad(problem: ConvProblem, grad_output: Tensor, input: Tensor) -> Tensor:
-    """Return the gradient by the weight, shape ``problem.weight_shape``, contiguous."""
+def wgrad(
+    problem: ConvProblem, grad_output: Tensor, input: Tensor, memory_format: torch.memory_format
+) -> Tensor:
+    """Return the gradient by the weight, shape ``problem.weight_shape``, in ``memory_format``."""
     # In the images' format, in which ATen computes it: the conversion is cheaper outside.
     weight = torch.empty(
         problem.weight_shape,
@@ -56,7 +58,8 @@ def wgrad(problem: ConvProblem, grad_output: Tensor, input: Tensor) -> Tensor:
         device=input.device,
         memory_format=problem.memory_format,
     )
-    return _backward(problem, grad_output, input, weight, [False, True, False])[1].contiguous()
+    grad = _backward(problem, grad_output, input, weight, [False, True, False])[1]
+    return grad.contiguous(memory_format=memory_format)
 
 
 def _backward(

@@ -86,9 +86,11 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     return out.contiguous(memory_format=problem.memory_format)
 
 
-def wgrad(problem: ConvProblem, grad_output: Tensor, input: Tensor) -> Tensor:
-    """Return the gradient by the weight, shape ``problem.weight_shape``, contiguous."""
-    out = input.new_empty(problem.weight_shape)
+def wgrad(
+    problem: ConvProblem, grad_output: Tensor, input: Tensor, memory_format: torch.memory_format
+) -> Tensor:
+    """Return the gradient by the weight, shape ``problem.weight_shape``, in ``memory_format``."""
+    out = torch.empty(problem.weight_shape, dtype=problem.dtype, memory_format=memory_format)
     torch.ops.resnext_kernels_cpu.wgrad(_pixels(grad_output), _pixels(input), out, *_conv(problem))
     return out
 
