@@ -82,6 +82,7 @@ struct LaneWgrad {
   using Grad = LaneStrategy<F32, E, 1>;
   using Element = E;
   static constexpr int kRun = WIDTH * kMaxRun <= 2 * kMaxColumns ? kMaxRun : 1;
+  static constexpr int kRunColumns = 1;  // narrowest row for which runs pay
 
   static int64_t units(const ConvProblem& p) { return (p.in_channels + kLanes - 1) / kLanes; }
   static int64_t in_channels(const ConvProblem&) { return kLanes; }
@@ -103,6 +104,7 @@ struct BroadcastWgrad {
   using Grad = Input;
   using Element = E;
   static constexpr int kRun = kMaxRun;
+  static constexpr int kRunColumns = 24;
 
   static int64_t units(const ConvProblem& p) { return p.groups; }
   static int64_t in_channels(const ConvProblem& p) { return p.in_width(); }

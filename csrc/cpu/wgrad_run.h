@@ -109,10 +109,12 @@ class WgradRunner {
     std::memset(partial, 0, units_ * plan_.unit_weights * sizeof(float));
 
     const TileRow row{plan_.tile_cols, plan_.col_words, p_.stride_w};
+    // A run costs a few columns a row where not all of its taps meet a pixel.
+    const int64_t longest = p_.out_w >= S::kRunColumns ? S::kRun : 1;
     run_count_ = 0;
     for (int64_t s = 0; s < p_.kernel_w; ++s)
       run_count_ = add_tap(runs_, 0, run_count_, row.place(s * p_.dilation_w) * plan_.col_words, s,
-                           plan_.col_words, S::kRun);
+                           plan_.col_words, longest);
     const int64_t rows = p_.batch * p_.out_h;
     int64_t at = split * rows / plan_.splits;
     const int64_t end = (split + 1) * rows / plan_.splits;
