@@ -145,17 +145,22 @@ def _grouped_conv2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = _known_problem(input, weight, None, stride, padding, dilation, groups)
     _check_like_output("grad_output", grad_output, problem, input)
-    grad_input, grad_weight, grad_bias = (grad_output.new_empty(0) for _ in range(3))
+    grads = []
     if output_mask[0]:
         chosen = dispatch.choose(problem, "dgrad", backend)
-        grad_input = in_format(chosen.dgrad(problem, grad_output, weight), problem.memory_format)
+        grad_input = chosen.dgrad(problem, grad_output, weight)
+        grads.append(in_format(grad_input, problem.memory_format))
+    else:
+        grads.append(grad_output.new_empty(0))
     if output_mask[1]:
         chosen = dispatch.choose(problem, "wgrad", backend)
-        grad_weight = chosen.wgrad(problem, grad_output, input, _format(weight))
-        grad_weight = in_format(grad_weight, _format(weight))
-    if output_mask[2]:
-        grad_bias = grad_output.sum((0, 2, 3))
-    return grad_input, grad_weight, grad_bias
+        memory_format = _format(weight)
+        grad_weight = chosen.wgrad(problem, grad_output, input, memory_format)
+        grads.append(in_format(grad_weight, memory_format))
+    else:
+        grads.append(grad_output.new_empty(0))
+    grads.append(grad_output.sum((0, 2, 3)) if output_mask[2] else grad_output.new_empty(0))
+    return grads[0], grads[1], grads[2]
 
 
 def _format(tensor: Tensor) -> torch.memory_format:

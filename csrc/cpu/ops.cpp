@@ -117,38 +117,45 @@ void run(const TapConv& conv) {
   });
 }
 
+// fprop from input to output, or dgrad from grad_output to grad_input.
+TapConv tap_conv(const ConvProblem& p, const Tensor& src, const Tensor& weight, const Tensor& dst,
+                 bool transposed) {
+  check_shape(src, transposed ? output_shape(p) : input_shape(p), "source");
+  check_dense(dst, transposed ? input_shape(p) : output_shape(p), "destination");
+  const FilterStrides filter = filter_strides(weight);
+  TapConv c;
+  c.element = element_of(src);
+  c.batch = p.batch;
+  c.groups = p.groups;
+  c.src_width = transposed ? p.out_width() : p.in_width();
+  c.dst_width = transposed ? p.in_width() : p.out_width();
+  c.src_rows = src.size(2);
+  c.src_cols = src.size(3);
+  c.dst_rows = dst.size(2);
+  c.dst_cols = dst.size(3);
+  c.vertical = {p.kernel_h, p.stride_h, p.pad_h, p.dilation_h, transposed};
+  c.horizontal = {p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, transposed};
+  c.src = src.const_data_ptr();
+  c.src_strides = pixel_strides(src);
+  c.dst = dst.mutable_data_ptr();
+  c.weight = weight.const_data_ptr();
+  c.weight_group = p.out_width() * filter.out;
+  c.weight_dst = transposed ? filter.in : filter.out;
+  c.weight_src = transposed ? filter.out : filter.in;
+  c.weight_tap = filter.tap;
+  return c;
+}
+
 void fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
            const std::optional<Tensor>& residual, const Tensor& out, const Ints& stride,
            const Ints& padding, const Ints& dilation, int64_t groups, bool relu) {
   const ConvProblem p = problem_of(weight, input.size(0), input.size(2), input.size(3), stride,
                                    padding, dilation, groups);
-  TapConv c;
-  c.element = element_of(input);
-  c.batch = p.batch;
-  c.groups = groups;
-  c.src_width = p.in_width();
-  c.dst_width = p.out_width();
-  c.src_rows = p.in_h;
-  c.src_cols = p.in_w;
-  c.dst_rows = p.out_h;
-  c.dst_cols = p.out_w;
-  c.vertical = {p.kernel_h, p.stride_h, p.pad_h, p.dilation_h, false};
-  c.horizontal = {p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, false};
-  c.src = input.const_data_ptr();
-  c.src_strides = pixel_strides(input);
-  c.dst = out.mutable_data_ptr();
+  TapConv c = tap_conv(p, input, weight, out, false);
+  if (residual) check_dense(*residual, output_shape(p), "residual");
   c.bias = bias ? bias->const_data_ptr() : nullptr;
   c.residual = residual ? residual->const_data_ptr() : nullptr;
   c.relu = relu;
-  c.weight = weight.const_data_ptr();
-  const FilterStrides filter = filter_strides(weight);
-  c.weight_group = p.out_width() * filter.out;
-  c.weight_dst = filter.out;
-  c.weight_src = filter.in;
-  c.weight_tap = filter.tap;
-  check_shape(input, input_shape(p), "input");
-  check_dense(out, output_shape(p), "output");
-  if (residual) check_dense(*residual, output_shape(p), "residual");
   run(c);
 }
 
@@ -156,30 +163,7 @@ void dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& out, c
            const Ints& padding, const Ints& dilation, int64_t groups) {
   const ConvProblem p =
       problem_of(weight, out.size(0), out.size(2), out.size(3), stride, padding, dilation, groups);
-  TapConv c;
-  c.element = element_of(grad_output);
-  c.batch = p.batch;
-  c.groups = groups;
-  c.src_width = p.out_width();
-  c.dst_width = p.in_width();
-  c.src_rows = p.out_h;
-  c.src_cols = p.out_w;
-  c.dst_rows = p.in_h;
-  c.dst_cols = p.in_w;
-  c.vertical = {p.kernel_h, p.stride_h, p.pad_h, p.dilation_h, true};
-  c.horizontal = {p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, true};
-  c.src = grad_output.const_data_ptr();
-  c.src_strides = pixel_strides(grad_output);
-  c.dst = out.mutable_data_ptr();
-  c.weight = weight.const_data_ptr();
-  const FilterStrides filter = filter_strides(weight);
-  c.weight_group = p.out_width() * filter.out;
-  c.weight_dst = filter.in;
-  c.weight_src = filter.out;
-  c.weight_tap = filter.tap;
-  check_shape(grad_output, output_shape(p), "grad_output");
-  check_dense(out, input_shape(p), "grad_input");
-  run(c);
+  run(tap_conv(p, grad_output, weight, out, true));
 }
 
 void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, const Ints& stride,

@@ -31,15 +31,12 @@ class TapRunner {
     // As many channels at once as the cache holds weights for, so that memory is read in long
     // runs; then as many columns as the cache holds rows for; then fewer channels.
     const int64_t few = std::min<int64_t>(dst_cols, kMaxColumns);
-    const auto tile_cols = [&](int64_t columns) {
-      return round_up((columns - 1) * step + halo, step);
-    };
     Chunks chunks(p.units, kChunkWeightWords / p.unit_weights, threads);
     const int64_t col_words = window * chunks.units * p.col_words;
     p.columns = round_down(std::max<int64_t>(kTileWords / col_words - halo, 0) / step, kMaxColumns);
     p.columns = std::clamp(p.columns, few, dst_cols);
     // Columns are stored by residue of the source step, so that kernels see a step of one.
-    p.tile_cols = tile_cols(p.columns);
+    p.tile_cols = round_up((p.columns - 1) * step + halo, step);
     const int64_t row_words = window * p.tile_cols * p.col_words;
     chunks = Chunks(p.units, std::min(chunks.units, kTileWords / row_words), threads);
     p.chunk_units = chunks.units;
