@@ -140,6 +140,8 @@ struct BroadcastWgrad {
       }
     };
     call.template operator()<CHANNELS>();
+    if constexpr (CHANNELS > 8) call.template operator()<8>();
+    if constexpr (CHANNELS > 4) call.template operator()<4>();
     call.template operator()<1>();
   }
 };
