@@ -186,7 +186,7 @@ def test_any_problem(backend, device, direction, case, dtype, layouts):
         check(case, direction, backend, device, dtype, layouts)
 
 
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+ISAS = cpu.ISAS[::-1]  # from the least
 
 
 @pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)

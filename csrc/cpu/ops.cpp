@@ -94,14 +94,19 @@ void check_shape(const Tensor& t, const Ints& shape, const char* name) {
 
 int64_t threads() { return torch::stable::get_num_threads(); }
 
+// A calling thread's memory for the tiles of its workers: one, whatever the computation.
+Workspace& tiles() {
+  thread_local Workspace workspace;
+  return workspace;
+}
+
 // Runs `f(scratch, begin, end)` over [0, tasks) in parallel, a scratch of `words` for each range.
 template <class F>
 void parallel_tasks(int64_t tasks, int64_t words, F f) {
   constexpr int64_t kPage = 1024;  // apart, so that threads share no cache line
-  thread_local Workspace workspace;
   const int64_t step = (words + kPage - 1) / kPage * kPage;
   const int64_t workers = std::min(threads(), std::max<int64_t>(tasks, 1));
-  float* base = workspace.get(workers * step);
+  float* base = tiles().get(workers * step);
   // One range of tasks a worker: the range, not the thread, owns the scratch.
   torch::stable::parallel_for(0, workers, 1, [=](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; ++w)
