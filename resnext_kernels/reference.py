@@ -15,7 +15,8 @@ def fprop(problem: ConvProblem, input: Tensor, weight: Tensor, bias: Tensor | No
     ``out[n, g*Kg+k, p, q] = bias + sum_{c,r,s} in[n, g*Cg+c, p*st+r*di-pad, ...] * w[g*Kg+k, c, r, s]``
     Shapes as in `ConvProblem`; returns a contiguous float64 ``(N, K, P, Q)`` tensor.
     """  # noqa: E501
-    group_out = torch.zeros(_grouped(problem, problem.output_shape), dtype=torch.float64)
+    shape = _grouped(problem, problem.output_shape)
+    group_out = torch.zeros(shape, dtype=torch.float64, device=input.device)
     filters = _grouped_weight(problem, weight)
     padded = _padded_groups(problem, input)
     for r, s, window in _taps(problem):
@@ -29,7 +30,7 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Gradient of `fprop` by the input: the transpose of each tap; float64 ``(N, C, H, W)``."""
     grads = grad_output.double().reshape(_grouped(problem, problem.output_shape))
     filters = _grouped_weight(problem, weight)
-    padded = _padded_groups(problem, torch.zeros(problem.input_shape))
+    padded = _padded_groups(problem, grads.new_zeros(problem.input_shape))
     for r, s, window in _taps(problem):
         padded[window] += torch.einsum("ngkhw,gkc->ngchw", grads, filters[..., r, s])
     (top, left), (h, w) = problem.padding, problem.in_size
@@ -41,7 +42,7 @@ def wgrad(problem: ConvProblem, grad_output: Tensor, input: Tensor) -> Tensor:
     """Gradient of `fprop` by the weight; float64 ``(K, C/groups, R, S)``."""
     grads = grad_output.double().reshape(_grouped(problem, problem.output_shape))
     padded = _padded_groups(problem, input)
-    out = torch.zeros(_grouped_weight(problem, torch.zeros(problem.weight_shape)).shape).double()
+    out = _grouped_weight(problem, grads.new_zeros(problem.weight_shape))
     for r, s, window in _taps(problem):
         out[..., r, s] = torch.einsum("ngkhw,ngchw->gkc", grads, padded[window])
     return out.reshape(problem.weight_shape)

@@ -116,25 +116,60 @@ def test_bias_gradient(backend, device, dtype, layout):
     assert relative_error(out, grad.double().cpu().sum((0, 2, 3))) < TOLERANCES[dtype]
 
 
+def check_taint(problem, direction, backend, device, operands, tainted, at, value):
+    """One non-finite element taints what the definition reads it for, and nothing beside.
+
+    Returns what is tainted.
+    """
+    clean = [operand.clone() for operand in operands]
+    clean[tainted][at] = 0
+    expected = truth(problem, direction, *clean)
+    marks = [torch.ones_like(operand) for operand in operands]
+    marks[tainted].zero_()[at] = 1
+    hit = truth(problem, direction, *marks) != 0
+    operands = [operand.clone() for operand in clean]
+    operands[tainted][at] = value
+    out = run(problem, direction, backend, *operands).cpu()
+    assert not out[hit].isfinite().any()
+    assert relative_error(out.where(~hit, 0), expected.where(~hit, 0)) < TOLERANCES[out.dtype]
+    return out[hit]
+
+
 @pytest.mark.parametrize("direction", ["fprop", "dgrad"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("case", CORE_PROBLEMS[::3], ids=str)
 @each_target
 def test_non_finite_values_stay_where_they_belong(backend, device, direction, value, case):
-    """One non-finite element taints what the definition reads it for, and nothing beside."""
     if 0 in case.input_shape or 0 in case.output_shape:
         pytest.skip("nothing to taint")
-    first, second = (
-        randn(shape, torch.float32, device=device) for shape in operand_shapes(case, direction)
-    )
-    at = (-1, first.shape[1] // 2, first.shape[2] // 2, -1)
-    first[at] = 0
-    clean = truth(case, direction, first, second)
-    first[at] = value
-    hit = truth(case, direction, (first == first[at]) | first.isnan(), torch.ones_like(second)) != 0
-    out = run(case, direction, backend, first, second).cpu()
-    assert not out[hit].isfinite().any()
-    assert relative_error(out.where(~hit, 0), clean.where(~hit, 0)) < TOLERANCES[torch.float32]
+    shapes = operand_shapes(case, direction)
+    operands = [randn(shape, torch.float32, device=device) for shape in shapes]
+    at = (-1, shapes[0][1] // 2, shapes[0][2] // 2, -1)
+    check_taint(case, direction, backend, device, operands, 0, at, value)
+
+
+BORDERS = [
+    *(problem(width, stride=(stride,) * 2) for width in (1, 2, 3, 4, 8, 24) for stride in (1, 2)),
+    problem(4, groups=9, padding=(0, 0), size=(3, 9)),
+    problem(8, 5, groups=3, kernel=(5, 7), size=(9, 12), stride=(1, 3), dilation=(2, 1)),
+    problem(2, groups=5, padding=(3, 3), size=(2, 3), dilation=(1, 2)),
+    problem(16, batch=1, size=(3, 29)),
+    problem(40, batch=1, size=(3, 51), stride=(1, 2)),
+]
+
+
+@pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
+@pytest.mark.parametrize("case", BORDERS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("tainted", [0, 1])
+@each_direction
+def test_cpu_borders_contribute_nothing(direction, tainted, dtype, case):
+    """What is not finite in a corner spreads neither by padding nor to a neighbouring tap."""
+    operands = [randn(shape, dtype) for shape in operand_shapes(case, direction)]
+    for corner in ((0, 0, 0, 0), (-1, -1, -1, -1)):
+        args = (case, direction, "cpu", "cpu", operands, tainted, corner)
+        assert check_taint(*args, float("nan")).isnan().all()
+        assert check_taint(*args, float("inf")).isinf().all()
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
@@ -196,7 +231,7 @@ def test_each_instruction_set(isa):
     if ISAS.index(isa) > ISAS.index(cpu.isa()):
         pytest.skip(f"this machine has {cpu.isa()} at best")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    command += ["-k", "cpu-cpu and (float32 or bfloat16) and core or isa_in_use"]
+    command += ["-k", "cpu-cpu and (float32 or bfloat16) and core or cpu_borders or isa_in_use"]
     done = subprocess.run(
         command,
         env=os.environ | {"RESNEXT_KERNELS_CPU_ISA": isa},

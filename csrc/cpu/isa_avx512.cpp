@@ -8,9 +8,11 @@ namespace rnk::cpu::avx512 {
 namespace {
 #include "simd_avx512.h"
 #include "tap_kernels.h"
+#include "finite.h"
 #include "strategy.h"
 #include "pack.h"
 #include "tap_run.h"
+#include "wgrad_rows.h"
 #include "wgrad_kernels.h"
 #include "wgrad_run.h"
 #include "peak.h"

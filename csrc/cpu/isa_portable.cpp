@@ -13,9 +13,11 @@ namespace rnk::cpu::portable {
 namespace {
 #include "simd_portable.h"
 #include "tap_kernels.h"
+#include "finite.h"
 #include "strategy.h"
 #include "pack.h"
 #include "tap_run.h"
+#include "wgrad_rows.h"
 #include "wgrad_kernels.h"
 #include "wgrad_run.h"
 #include "peak.h"

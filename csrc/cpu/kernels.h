@@ -15,11 +15,11 @@ struct Kernels {
   TapPlan (*plan_taps)(const TapConv&, int64_t threads);
   void (*run_taps)(const TapConv&, const TapPlan&, float* scratch, int64_t begin, int64_t end);
 
-  // wgrad
+  // wgrad; the two that write grad_weight return whether all that they wrote is finite
   WgradPlan (*plan_wgrad)(const Wgrad&, int64_t threads);
-  void (*run_wgrad)(const Wgrad&, const WgradPlan&, float* partial, float* scratch, int64_t begin,
+  bool (*run_wgrad)(const Wgrad&, const WgradPlan&, float* partial, float* scratch, int64_t begin,
                     int64_t end);
-  void (*reduce_wgrad)(const Wgrad&, const WgradPlan&, const float* partial, int64_t begin,
+  bool (*reduce_wgrad)(const Wgrad&, const WgradPlan&, const float* partial, int64_t begin,
                        int64_t end);
 
   // Runs multiply-adds that never leave the registers; returns their FLOPs.

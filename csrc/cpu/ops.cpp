@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <atomic>
 #include <chrono>
 #include <optional>
 #include <string>
@@ -171,6 +172,24 @@ void dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& out, c
   run(tap_conv(p, grad_output, weight, out, true));
 }
 
+// Returns whether all of grad_weight is finite.
+bool run(const Wgrad& w) {
+  const Kernels& k = kernels();
+  const WgradPlan plan = k.plan_wgrad(w, threads());
+  thread_local Workspace sums;
+  float* partial = sums.get(plan.partial_words());
+  std::atomic<bool> finite = true;
+  parallel_tasks(plan.tasks, plan.scratch_words, [&](float* scratch, int64_t begin, int64_t end) {
+    if (!k.run_wgrad(w, plan, partial, scratch, begin, end)) finite = false;
+  });
+  if (plan.splits == 1) return finite;
+  torch::stable::parallel_for(0, plan.units, 1 + 16384 / plan.unit_weights,
+                              [&](int64_t begin, int64_t end) {
+                                if (!k.reduce_wgrad(w, plan, partial, begin, end)) finite = false;
+                              });
+  return finite;
+}
+
 void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, const Ints& stride,
            const Ints& padding, const Ints& dilation, int64_t groups) {
   Wgrad w;
@@ -186,17 +205,10 @@ void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, co
   check_shape(input, input_shape(w.problem), "input");
   check_shape(grad_output, output_shape(w.problem), "grad_output");
 
-  const Kernels& k = kernels();
-  const WgradPlan plan = k.plan_wgrad(w, threads());
-  thread_local Workspace sums;
-  float* partial = sums.get(plan.partial_words());
-  parallel_tasks(plan.tasks, plan.scratch_words, [&](float* scratch, int64_t begin, int64_t end) {
-    k.run_wgrad(w, plan, partial, scratch, begin, end);
-  });
-  if (plan.splits == 1) return;
-  torch::stable::parallel_for(
-      0, plan.units, 1 + 16384 / plan.unit_weights,
-      [&](int64_t begin, int64_t end) { k.reduce_wgrad(w, plan, partial, begin, end); });
+  if (run(w)) return;
+  // Perhaps only since a zero beside the image times infinity is NaN.
+  w.exact = true;
+  run(w);
 }
 
 std::string isa() { return kernels().name; }

@@ -27,19 +27,17 @@ class WeightPacker {
     }
   }
 
-  void pack(float* to) const {
-    if (c_.weight_dst == 1) {
-      pack_lanes(to);
-    } else if (c_.weight_src == 1) {
-      pack_sources(to);
-    } else {
-      pack_taps(to);
-    }
+  // Returns what `passed` tells by whether all weights are finite.
+  Vec pack(float* to) const {
+    if (c_.weight_dst == 1) return pack_lanes(to);
+    if (c_.weight_src == 1) return pack_sources(to);
+    return pack_taps(to);
   }
 
  private:
   // Destination channels side by side (dgrad, channels_last): a vector of lanes as it lies there.
-  void pack_lanes(float* to) const {
+  Vec pack_lanes(float* to) const {
+    Vec check = zero();
     for (int64_t t = 0; t < c_.taps(); ++t)
       for (int64_t s = 0; s < c_.src_width; s += Math::kPerWord, to += kLanes) {
         const int64_t offset = s * c_.weight_src + t * c_.weight_tap;
@@ -49,7 +47,9 @@ class WeightPacker {
           word = pair_words(word, s + 1 < c_.src_width ? lanes_at(offset + c_.weight_src) : zero());
 #endif
         store(to, word);
+        check = check_finite<Math>(check, word);
       }
+    return check;
   }
 
   Vec lanes_at(int64_t offset) const {
@@ -60,7 +60,8 @@ class WeightPacker {
   }
 
   // Source channels side by side (fprop, channels_last). Pairs need an even number of them.
-  void pack_sources(float* to) const {
+  Vec pack_sources(float* to) const {
+    Vec check = zero();
     using Word = std::conditional_t<Math::kPerWord == 2, float, E>;
     const int64_t words = S::tap_words(c_), ahead = kLanes * c_.weight_dst;
     for (int64_t t = 0; t < c_.taps(); ++t)
@@ -68,13 +69,16 @@ class WeightPacker {
         const int n = static_cast<int>(std::min<int64_t>(kLanes, words - w));
         Vec columns[kLanes];
         load_rows<Word>(t * c_.weight_tap + w * Math::kPerWord, n, ahead, columns);
+        check = check_finite<Math>(check, columns);
         transpose(columns);
         for (int i = 0; i < n; ++i) store(to + t * tap_step_ + (w + i) * kLanes, columns[i]);
       }
+    return check;
   }
 
   // Taps side by side (contiguous weights); in fprop all source channels follow each other, too.
-  void pack_taps(float* to) const {
+  Vec pack_taps(float* to) const {
+    Vec check = zero();
     const int64_t taps = c_.taps();
     const bool runs_on = c_.weight_src == taps && Math::kPerWord == 1;
     const int64_t sources = runs_on ? c_.src_width : 1;
@@ -93,11 +97,17 @@ class WeightPacker {
             columns[lane] = pair_words(columns[lane], odd[lane]);
         }
 #endif
+        check = check_finite<Math>(check, columns);
         transpose(columns);
-        for (int i = 0; i < n; ++i)
-          store(to + (k + i) % taps * tap_step_ + (s / Math::kPerWord + (k + i) / taps) * kLanes,
-                columns[i]);
+        int64_t tap = k % taps, word = s / Math::kPerWord + k / taps;
+        for (int i = 0; i < n; ++i) {
+          store(to + tap * tap_step_ + word * kLanes, columns[i]);
+          if (++tap < taps) continue;
+          tap = 0;
+          ++word;
+        }
       }
+    return check;
   }
 
   // n words of every row from element `offset` on, zeros where there is no row. What lies `ahead`

@@ -15,6 +15,10 @@ inline Vec load(const float* p) {
 }
 inline Vec broadcast(const float* p) { return Vec{*p, *p, *p, *p}; }
 inline Vec add(Vec a, Vec b) { return a + b; }
+inline Vec bit_or(Vec a, Vec b) {
+  typedef int32_t Bits __attribute__((vector_size(16)));
+  return reinterpret_cast<Vec>(reinterpret_cast<Bits>(a) | reinterpret_cast<Bits>(b));
+}
 inline Vec relu(Vec a) {
   Vec r;
   for (int i = 0; i < kLanes; ++i) r[i] = a[i] < 0.f ? 0.f : a[i];

@@ -111,7 +111,11 @@ auto with_strategy(const TapConv& c, F f) {
 #endif
 }
 
-constexpr int64_t kPrefetchBytes = 8192;
+// The hardware runs too short a way ahead of a copy that scatters.
+inline void prefetch_ahead(const void* pixel) {
+  constexpr int64_t kBytes = 8192;
+  __builtin_prefetch(static_cast<const char*>(pixel) + kBytes);
+}
 
 // One row of a tile: columns lie by residue of the source step, so that kernels see a step of one.
 struct TileRow {
@@ -122,11 +126,12 @@ struct TileRow {
 };
 
 // Copies one source row into a tile: `units` units of `channels` channels (fewer where `present`
-// ends), columns from `start` on, zeros outside [0, src_cols).
-template <class S>
-[[gnu::noinline]] void fill_row(const typename S::E* from, int64_t pixel_stride, int64_t start,
-                                int64_t src_cols, int64_t channels, int64_t present, int64_t units,
-                                float* to, const TileRow& row) {
+// ends), columns from `start` on, zeros outside [0, src_cols). `Pixels` points to elements, or to
+// those of two rows at once.
+template <class S, class Pixels>
+[[gnu::noinline]] void fill_row(Pixels from, int64_t pixel_stride, int64_t start, int64_t src_cols,
+                                int64_t channels, int64_t present, int64_t units, float* to,
+                                const TileRow& row) {
   const int64_t unit_words = row.cols * row.col_words;
   const int64_t whole = std::min(units, present / channels);
   for (int64_t i = 0; i < row.cols; ++i) {
@@ -137,10 +142,9 @@ template <class S>
         std::memset(column + u * unit_words, 0, row.col_words * sizeof(float));
       continue;
     }
-    const typename S::E* pixel = from + col * pixel_stride;
-    for (int64_t u = 0; u < whole; ++u, pixel += channels, column += unit_words) {
-      // The hardware runs too short a way ahead of a copy that scatters.
-      __builtin_prefetch(reinterpret_cast<const char*>(pixel) + kPrefetchBytes);
+    Pixels pixel = from + col * pixel_stride;
+    for (int64_t u = 0; u < whole; ++u, pixel = pixel + channels, column += unit_words) {
+      prefetch_ahead(pixel);
       S::fill_column(column, pixel, S::kIsLane ? kLanes : channels);
     }
     if (whole < units) S::fill_column(column, pixel, present - whole * channels);

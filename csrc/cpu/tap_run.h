@@ -75,16 +75,12 @@ class TapRunner {
   TapRunner(const TapConv& c, const TapPlan& p, float* scratch)
       : c_(c), p_(p), window_(c.vertical.window()) {
     phases_ = c.horizontal.phases();
-    runs_ = reinterpret_cast<TapRun*>(scratch);
-    counts_ = reinterpret_cast<int64_t*>(runs_ + c.taps() * phases_);
+    taps_.runs = reinterpret_cast<TapRun*>(scratch);
     packed_ = scratch + round_up(list_words(c), 16);
     tile_ = packed_ + p.chunk_units * p.unit_weights;
   }
 
-  static int64_t list_words(const TapConv& c) {
-    const int64_t phases = c.horizontal.phases();
-    return phases * (c.taps() * sizeof(TapRun) + sizeof(int64_t)) / sizeof(float);
-  }
+  static int64_t list_words(const TapConv& c) { return c.taps() * sizeof(TapRun) / sizeof(float); }
 
   // Turns to units [first, first + units): packs their weights, which stay in the cache.
   void start_chunk(int64_t first, int64_t units) {
@@ -93,9 +89,13 @@ class TapRunner {
     units_ = units;
     slot_words_ = p_.slot_words(units);
     const int64_t vectors = S::dst_vectors(c_), words = c_.taps() * S::tap_words(c_) * kLanes;
+    Vec check = zero();
     for (int64_t u = 0; u < units; ++u)
-      for (int64_t v = 0; v < vectors; ++v)
-        WeightPacker<S>(c_, first + u, v).pack(packed_ + u * p_.unit_weights + v * words);
+      for (int64_t v = 0; v < vectors; ++v) {
+        const WeightPacker<S> packer(c_, first + u, v);
+        check = bit_or(check, packer.pack(packed_ + u * p_.unit_weights + v * words));
+      }
+    finite_ = passed(check);
   }
 
   // Destination rows [row, row_end) of image n.
@@ -124,39 +124,39 @@ class TapRunner {
                 TileRow{p_.tile_cols, p_.col_words, step});
   }
 
-  TapRuns taps(int64_t phase) const { return {counts_[phase], runs_ + phase * c_.taps()}; }
-
-  void list_taps(int64_t y) {
+  // Taps of row y and of the phase's columns from column_ + j on. Those that read a zero beside the
+  // image add nothing, but for a weight that is not finite: then they are left out.
+  void list_taps(int64_t y, int64_t phase, int64_t j) {
     const TapAxis &vertical = c_.vertical, &horizontal = c_.horizontal;
-    const TileRow tile_row{p_.tile_cols, p_.col_words, horizontal.source_step()};
-    for (int64_t phase = 0; phase < phases_; ++phase) {
-      int64_t count = 0;
-      TapRun* const runs = runs_ + phase * c_.taps();
-      for (int64_t r = 0; r < vertical.taps; ++r) {
-        int64_t row;
-        if (!vertical.source(y, r, &row) || row < 0 || row >= c_.src_rows) continue;
-        const int64_t row_words = row % window_ * slot_words_, first = count;
-        for (int64_t s = 0; s < horizontal.taps; ++s) {
-          int64_t col;
-          if (!horizontal.source(phase, s, &col)) continue;
-          const int64_t source = row_words + tile_row.place(col - p_.col_lo) * p_.col_words;
-          count =
-              add_tap(runs, first, count, source, r * horizontal.taps + s, p_.col_words, kMaxRun);
-        }
+    const int64_t step = horizontal.source_step(), ahead = (column_ + j) * step;
+    const TileRow tile_row{p_.tile_cols, p_.col_words, step};
+    taps_.count = 0;
+    for (int64_t r = 0; r < vertical.taps; ++r) {
+      int64_t row;
+      if (!vertical.source(y, r, &row) || row < 0 || row >= c_.src_rows) continue;
+      const int64_t row_words = row % window_ * slot_words_, first = taps_.count;
+      for (int64_t s = 0; s < horizontal.taps; ++s) {
+        int64_t col;
+        if (!horizontal.source(phase, s, &col)) continue;
+        if (!finite_ && (col + ahead < 0 || col + ahead >= c_.src_cols)) continue;
+        const int64_t source = row_words + tile_row.place(col - p_.col_lo) * p_.col_words;
+        taps_.count = add_tap(taps_.runs, first, taps_.count, source, r * horizontal.taps + s,
+                              p_.col_words, kMaxRun);
       }
-      counts_[phase] = count;
     }
   }
 
   void compute_row(int64_t y) {
-    list_taps(y);
+    // All channels of a few columns before the next columns: whole pixels are written, in order.
+    // With a weight that is not finite each column has taps of its own.
+    const int64_t together = finite_ ? kGroupColumns : 1;
     const int64_t vectors = S::dst_vectors(c_);
     for (int64_t phase = 0; phase < phases_; ++phase) {
       const int64_t all = (c_.dst_cols - phase + phases_ - 1) / phases_;
       const int64_t columns = std::min(p_.columns, all - column_);
-      // All channels of a few columns before the next columns: whole pixels are written, in order.
-      for (int64_t j = 0; j < columns; j += kGroupColumns) {
-        const int64_t end = std::min(columns, j + kGroupColumns);
+      for (int64_t j = 0; j < columns; j += together) {
+        if (j == 0 || !finite_) list_taps(y, phase, j);
+        const int64_t end = std::min(columns, j + together);
         for (int64_t u = 0; u < units_; ++u) {
           int64_t v = 0;
           if constexpr (!S::kIsLane && kBlockVectors > 1)
@@ -186,8 +186,9 @@ class TapRunner {
     Vec acc[COLS * VECS];
 #pragma GCC unroll 32
     for (int i = 0; i < COLS * VECS; ++i) acc[i] = zero();
-    S::template run<COLS, VECS>(c_, p_, tile_ + u * p_.tile_cols * p_.col_words, j, taps(phase),
-                                weight, acc);
+    const TapRuns taps = taps_;
+    S::template run<COLS, VECS>(c_, p_, tile_ + u * p_.tile_cols * p_.col_words, j, taps, weight,
+                                acc);
     const int64_t dst_unit = S::unit_dst(c_);
     const int64_t unit_end = std::min((unit + 1) * dst_unit, c_.dst_channels());
     const int64_t col = phase + (column_ + j) * phases_;
@@ -228,8 +229,8 @@ class TapRunner {
   const TapConv& c_;
   const TapPlan& p_;
   float *packed_, *tile_;
-  TapRun* runs_;
-  int64_t* counts_;
+  TapRuns taps_;
+  bool finite_ = true;  // all weights of the chunk
   int64_t window_, phases_;
   int64_t n_ = 0, first_ = 0, units_ = 0, slot_words_ = 0, column_ = 0;
 };

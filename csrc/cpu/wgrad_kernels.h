@@ -1,9 +1,10 @@
 // The inner kernels of the weight gradient for one instruction set; included in its namespace.
 // Accumulators stay in registers over a few output rows; sums have the layout of packed weights.
-// Arithmetic is fp32 for every element type.
+// They are float32 for every element type.
 #pragma once
 
-// Pixels that one kernel call sums over: `rows` pairs of input and grad_output rows.
+// Pixels that one kernel call sums over: `rows` rows of words (`wgrad_rows.h`) of input and
+// grad_output.
 struct PixelRows {
   int64_t rows = 0, columns = 0;
   const int64_t* input = nullptr;  // words from the unit's place in the tile
@@ -12,16 +13,19 @@ struct PixelRows {
 
 // RUN horizontal taps whose input columns are neighbours: an input pixel is loaded and spread once
 // and meets as many grad_output pixels. to[r] are the sums of tap r.
-template <int WIDTH, int RUN, int STEP>
+template <class Math, int WIDTH, int RUN, int STEP>
 [[gnu::always_inline]] inline void wgrad_lane_steps(const float* x, const Vec (&grad)[RUN],
                                                     Vec (&acc)[RUN * WIDTH]) {
   const Vec xv = spread<WIDTH, STEP>(load(x));
 #pragma GCC unroll 3
-  for (int r = 0; r < RUN; ++r) acc[r * WIDTH + STEP] = fma(xv, grad[r], acc[r * WIDTH + STEP]);
-  if constexpr (STEP + 1 < WIDTH) wgrad_lane_steps<WIDTH, RUN, STEP + 1>(x, grad, acc);
+  for (int r = 0; r < RUN; ++r) {
+    Vec& sum = acc[r * WIDTH + STEP];
+    sum = Math::madd(sum, xv, grad[r]);
+  }
+  if constexpr (STEP + 1 < WIDTH) wgrad_lane_steps<Math, WIDTH, RUN, STEP + 1>(x, grad, acc);
 }
 
-template <int WIDTH, int RUN>
+template <class Math, int WIDTH, int RUN>
 inline void wgrad_lane_kernel(const PixelRows& pixels, const float* input, const float* grad,
                               float* const (&to)[RUN]) {
   Vec acc[RUN * WIDTH];
@@ -32,7 +36,7 @@ inline void wgrad_lane_kernel(const PixelRows& pixels, const float* input, const
     for (int64_t j = 0; j < pixels.columns + RUN - 1; ++j, x += kLanes, g += kLanes) {
       Vec gv[RUN];
       for (int r = 0; r < RUN; ++r) gv[r] = load(g - r * kLanes);
-      wgrad_lane_steps<WIDTH, RUN, 0>(x, gv, acc);
+      wgrad_lane_steps<Math, WIDTH, RUN, 0>(x, gv, acc);
     }
   }
 #pragma GCC unroll 24
@@ -40,7 +44,7 @@ inline void wgrad_lane_kernel(const PixelRows& pixels, const float* input, const
 }
 
 // The same for CHANNELS input channels x VECS vectors of output channels of one group.
-template <int RUN, int CHANNELS, int VECS>
+template <class Math, int RUN, int CHANNELS, int VECS>
 inline void wgrad_broadcast_kernel(const PixelRows& pixels, const float* input, int64_t col_words,
                                    const float* grad, int64_t grad_col_words,
                                    float* const (&to)[RUN], int64_t vector_step) {
@@ -64,7 +68,7 @@ inline void wgrad_broadcast_kernel(const PixelRows& pixels, const float* input, 
 #pragma GCC unroll 6
         for (int i = 0; i < RUN * VECS; ++i) {
           Vec& sum = acc[(i / VECS * CHANNELS + c) * VECS + i % VECS];
-          sum = fma(xv, gv[i], sum);
+          sum = Math::madd(sum, xv, gv[i]);
         }
       }
     }
@@ -76,10 +80,11 @@ inline void wgrad_broadcast_kernel(const PixelRows& pixels, const float* input, 
 // What the loops need to know of an element type and width: units of channels, their words in the
 // tiles, and the kernels over all channels of a unit for one run of taps. `to` has the sums of the
 // run's taps, as [tap][input channel][lane] for each vector of output channels.
-template <class E, int WIDTH>
+template <class MathT, class E, int WIDTH>
 struct LaneWgrad {
-  using Input = LaneStrategy<F32, E, WIDTH>;
-  using Grad = LaneStrategy<F32, E, 1>;
+  using Math = MathT;
+  using Rows = WgradRows<Math, E>;
+  using Fill = typename Rows::template Fill<true>;
   using Element = E;
   static constexpr int kRun = WIDTH * kMaxRun <= 2 * kMaxColumns ? kMaxRun : 1;
   static constexpr int kRunColumns = 1;  // narrowest row for which runs pay
@@ -94,14 +99,15 @@ struct LaneWgrad {
   template <int RUN>
   static void run(const ConvProblem&, const WgradPlan&, const PixelRows& pixels, const float* input,
                   const float* grad, float* const (&to)[RUN]) {
-    wgrad_lane_kernel<WIDTH, RUN>(pixels, input, grad, to);
+    wgrad_lane_kernel<Math, WIDTH, RUN>(pixels, input, grad, to);
   }
 };
 
-template <class E>
+template <class MathT, class E>
 struct BroadcastWgrad {
-  using Input = BroadcastStrategy<F32, E>;
-  using Grad = Input;
+  using Math = MathT;
+  using Rows = WgradRows<Math, E>;
+  using Fill = typename Rows::template Fill<false>;
   using Element = E;
   static constexpr int kRun = kMaxRun;
   static constexpr int kRunColumns = 24;
@@ -135,8 +141,9 @@ struct BroadcastWgrad {
       for (; c + N <= p.in_width(); c += N) {
         float* at[RUN];
         for (int r = 0; r < RUN; ++r) at[r] = to[r] + v * vector_step + c * kLanes;
-        wgrad_broadcast_kernel<RUN, N, VECS>(pixels, input + c, plan.col_words, grad + v * kLanes,
-                                             plan.grad_col_words, at, vector_step);
+        wgrad_broadcast_kernel<Math, RUN, N, VECS>(pixels, input + c, plan.col_words,
+                                                   grad + v * kLanes, plan.grad_col_words, at,
+                                                   vector_step);
       }
     };
     call.template operator()<CHANNELS>();

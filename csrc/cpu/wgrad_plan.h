@@ -13,6 +13,7 @@ struct Wgrad {
   const void* grad_output = nullptr;
   PixelStrides grad_strides{};
   void* grad_weight = nullptr;  // dense
+  bool exact = false;           // leave out products with the zeros beside rows and images
   bool taps_inside = true;      // contiguous: the taps of a channel side by side; or channels_last
 };
 
@@ -21,10 +22,11 @@ struct Wgrad {
 struct WgradPlan {
   int64_t units = 0, chunk_units = 0, chunks = 0;
   int64_t splits = 0;
-  int64_t step_rows = 0;  // output rows worked on together
-  int64_t window = 0;     // input rows in the ring
-  int64_t tile_cols = 0;  // input columns of a tile, from -pad_w
-  int64_t grad_cols = 0;  // grad_output columns with the zeros at either end
+  int64_t step_rows = 0;    // rows of words of grad_output worked on together
+  int64_t window = 0;       // rows of words of the input in the ring
+  int64_t longest_run = 1;  // neighbouring taps worked on together
+  int64_t tile_cols = 0;    // input columns of a tile, from -pad_w
+  int64_t grad_cols = 0;    // grad_output columns with the zeros at either end
   int64_t col_words = 0, grad_col_words = 0;
   int64_t unit_weights = 0;   // floats of one unit's partial result
   int64_t scratch_words = 0;  // per thread

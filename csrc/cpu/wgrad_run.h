@@ -5,6 +5,7 @@
 template <class S>
 class WgradRunner {
   using E = typename S::Element;
+  static constexpr int64_t kRows = S::Math::kPerWord;  // rows of pixels in a row of words
 
  public:
   static WgradPlan plan(const Wgrad& w, int64_t threads) {
@@ -16,8 +17,8 @@ class WgradRunner {
     plan.grad_col_words = S::grad_col_words(p);
     // Enough pixels a call to pay for loading and storing the accumulators.
     constexpr int64_t kPixels = 56;
-    plan.step_rows = std::clamp<int64_t>(kPixels / p.out_w, 1, p.out_h);
-    plan.window = (p.kernel_h - 1) * p.dilation_h + (plan.step_rows - 1) * p.stride_h + 1;
+    plan.step_rows = std::clamp<int64_t>(kPixels / p.out_w, 1, (p.out_h + kRows - 1) / kRows);
+    plan.window = (p.kernel_h - 1) * p.dilation_h + (plan.step_rows - 1) * kRows * p.stride_h + 1;
     const int64_t span = (p.out_w - 1) * p.stride_w + (p.kernel_w - 1) * p.dilation_w + 1;
     plan.tile_cols = round_up(span, p.stride_w);
     plan.grad_cols = p.out_w + 2 * (kMaxRun - 1);
@@ -26,6 +27,8 @@ class WgradRunner {
     const Chunks chunks(
         plan.units, std::min(kChunkWeightWords / plan.unit_weights, 2 * kTileWords / unit_words),
         threads);
+    // A run costs a few columns a row where not all of its taps meet a pixel.
+    plan.longest_run = !w.exact && p.out_w >= S::kRunColumns ? S::kRun : 1;
     plan.chunk_units = chunks.units;
     plan.chunks = chunks.count;
     const int64_t wanted = (2 * threads + plan.chunks - 1) / plan.chunks;
@@ -37,38 +40,48 @@ class WgradRunner {
     return plan;
   }
 
-  static void run(const Wgrad& w, const WgradPlan& plan, float* partial, float* scratch,
+  // Returns, like `reduce`, whether all sums that it wrote are finite.
+  static bool run(const Wgrad& w, const WgradPlan& plan, float* partial, float* scratch,
                   int64_t begin, int64_t end) {
     WgradRunner runner(w, plan, partial, scratch);
     for (int64_t task = begin; task < end; ++task)
       runner.task(task / plan.splits, task % plan.splits);
+    return passed(runner.check_);
   }
 
   // Sums the splits of units [begin, end) and writes their weights.
-  static void reduce(const Wgrad& w, const WgradPlan& plan, const float* partial, int64_t begin,
+  static bool reduce(const Wgrad& w, const WgradPlan& plan, const float* partial, int64_t begin,
                      int64_t end) {
+    Vec check = zero();
     for (int64_t unit = begin; unit < end; ++unit)
       write_unit(w, unit, partial + unit * plan.unit_weights, plan.splits,
-                 plan.units * plan.unit_weights);
+                 plan.units * plan.unit_weights, &check);
+    return passed(check);
   }
 
  private:
+  struct Columns {
+    int64_t begin, end;
+  };
+
   WgradRunner(const Wgrad& w, const WgradPlan& plan, float* partial, float* scratch)
       : w_(w), p_(w.problem), plan_(plan), partial_(partial) {
     runs_ = reinterpret_cast<TapRun*>(scratch);
-    input_rows_ = reinterpret_cast<int64_t*>(runs_ + p_.kernel_w);
+    columns_ = reinterpret_cast<Columns*>(runs_ + p_.kernel_w);
+    input_rows_ = reinterpret_cast<int64_t*>(columns_ + p_.kernel_w);
     grad_rows_ = input_rows_ + plan.step_rows;
     sums_ = scratch + round_up(list_words(p_, plan), 16);
     tile_ = sums_ + plan.chunk_units * plan.unit_weights;
   }
 
   static int64_t list_words(const ConvProblem& p, const WgradPlan& plan) {
-    return (p.kernel_w * sizeof(TapRun) + 2 * plan.step_rows * sizeof(int64_t)) / sizeof(float);
+    const int64_t taps = p.kernel_w * (sizeof(TapRun) + sizeof(Columns));
+    return (taps + 2 * plan.step_rows * sizeof(int64_t)) / sizeof(float);
   }
 
   // Weights of one unit from `splits` partial results `split_step` words apart.
   static void write_unit(const Wgrad& w, int64_t unit, const float* partial, int64_t splits,
-                         int64_t split_step) {
+                         int64_t split_step, Vec* check) {
     const ConvProblem& p = w.problem;
     const int64_t taps = p.taps(), filter = p.in_width() * taps;
     const int64_t channels = S::out_channels(p);
@@ -79,16 +92,18 @@ class WgradRunner {
       // Kept as [tap][channel][lane], wanted as [lane][channel][tap] or [lane][tap][channel].
       for (int64_t i = 0; i < filter; i += kLanes) {
         const int n = static_cast<int>(std::min<int64_t>(kLanes, filter - i));
-        Vec columns[kLanes];
-        for (int j = 0; j < kLanes; ++j) {
-          columns[j] = zero();
-          if (j >= n) continue;
-          const int64_t element =
-              w.taps_inside ? (i + j) % taps * p.in_width() + (i + j) / taps : i + j;
-          const int64_t at = element * kLanes;
-          for (int64_t s = 0; s < splits; ++s)
-            columns[j] = add(columns[j], load(partial + at + s * split_step));
+        Vec columns[kLanes] = {};
+        int64_t tap = i % taps, channel = i / taps;
+        for (int j = 0; j < n; ++j) {
+          const int64_t element = w.taps_inside ? tap * p.in_width() + channel : i + j;
+          const float* sums = partial + element * kLanes;
+          for (int64_t s = 0; s < splits; ++s, sums += split_step)
+            columns[j] = add(columns[j], load(sums));
+          if (++tap < taps) continue;
+          tap = 0;
+          ++channel;
         }
+        *check = check_finite<F32>(*check, columns);
         transpose(columns);
         for (int lane = 0; lane < lanes; ++lane)
           store_elements(rows + lane * filter + i, columns[lane], n);
@@ -107,14 +122,7 @@ class WgradRunner {
     const bool whole = plan_.splits == 1;
     float* partial = whole ? sums_ : partial_ + (split * plan_.units + first_) * plan_.unit_weights;
     std::memset(partial, 0, units_ * plan_.unit_weights * sizeof(float));
-
-    const TileRow row{plan_.tile_cols, plan_.col_words, p_.stride_w};
-    // A run costs a few columns a row where not all of its taps meet a pixel.
-    const int64_t longest = p_.out_w >= S::kRunColumns ? S::kRun : 1;
-    run_count_ = 0;
-    for (int64_t s = 0; s < p_.kernel_w; ++s)
-      run_count_ = add_tap(runs_, 0, run_count_, row.place(s * p_.dilation_w) * plan_.col_words, s,
-                           plan_.col_words, longest);
+    list_taps();
     const int64_t rows = p_.batch * p_.out_h;
     int64_t at = split * rows / plan_.splits;
     const int64_t end = (split + 1) * rows / plan_.splits;
@@ -126,41 +134,67 @@ class WgradRunner {
     }
     if (!whole) return;
     for (int64_t u = 0; u < units_; ++u)
-      write_unit(w_, first_ + u, partial + u * plan_.unit_weights, 1, 0);
+      write_unit(w_, first_ + u, partial + u * plan_.unit_weights, 1, 0, &check_);
+  }
+
+  // Runs of taps, and the columns of grad_output for which each tap reads a pixel.
+  void list_taps() {
+    const TileRow row{plan_.tile_cols, plan_.col_words, p_.stride_w};
+    run_count_ = 0;
+    for (int64_t s = 0; s < p_.kernel_w; ++s) {
+      const int64_t col = s * p_.dilation_w, step = p_.stride_w;
+      run_count_ = add_tap(runs_, 0, run_count_, row.place(col) * plan_.col_words, s,
+                           plan_.col_words, plan_.longest_run);
+      const int64_t before = std::max<int64_t>(p_.pad_w - col, 0);
+      const int64_t until = std::max<int64_t>(p_.pad_w + p_.in_w - col, 0);
+      columns_[s] = {std::min((before + step - 1) / step, p_.out_w),
+                     std::min((until + step - 1) / step, p_.out_w)};
+    }
   }
 
   void image(int64_t n, int64_t row, int64_t row_end, float* partial) {
-    int64_t next = std::max<int64_t>(row * p_.stride_h - p_.pad_h, 0);
-    for (int64_t y = row; y < row_end; y += plan_.step_rows) {
-      const int64_t rows = std::min(plan_.step_rows, row_end - y);
-      const int64_t last =
-          (y + rows - 1) * p_.stride_h - p_.pad_h + (p_.kernel_h - 1) * p_.dilation_h;
+    int64_t next = std::max(row * p_.stride_h - p_.pad_h, first_row());
+    const int64_t step = plan_.step_rows * kRows;
+    for (int64_t y = row; y < row_end; y += step) {
+      const int64_t rows = (std::min(step, row_end - y) + kRows - 1) / kRows;
+      const int64_t last = input_row(y, rows - 1) + (p_.kernel_h - 1) * p_.dilation_h;
       for (; next <= std::min(last, p_.in_h - 1); ++next) load_input(n, next);
-      for (int64_t r = 0; r < rows; ++r) load_grad(n, y + r, r);
+      for (int64_t r = 0; r < rows; ++r) load_grad(n, y + r * kRows, row_end, r);
       sum_rows(y, rows, partial);
     }
   }
 
+  // The first input row that row r of words from output row y on meets.
+  int64_t input_row(int64_t y, int64_t r) const { return (y + r * kRows) * p_.stride_h - p_.pad_h; }
+  // The first input row whose words hold a row of the image.
+  int64_t first_row() const { return (1 - kRows) * p_.stride_h; }
+
+  // Words of the input row's place in the tile.
+  int64_t input_slot(int64_t row) const { return (row - first_row()) % plan_.window * slot_words_; }
+
+  // The words of input row `row` and, where rows go in pairs, of that which the next output row
+  // meets in its place.
   void load_input(int64_t n, int64_t row) {
-    const int64_t channels = S::in_channels(p_);
+    const int64_t channels = S::in_channels(p_), step = p_.stride_h * w_.input_strides.h;
     const E* from = static_cast<const E*>(w_.input) + n * w_.input_strides.n +
                     row * w_.input_strides.h + first_ * channels;
-    fill_row<typename S::Input>(from, w_.input_strides.w, -p_.pad_w, p_.in_w, channels,
-                                p_.in_channels - first_ * channels, units_,
-                                tile_ + row % plan_.window * slot_words_,
-                                TileRow{plan_.tile_cols, plan_.col_words, p_.stride_w});
+    fill_row<typename S::Fill>(S::Rows::rows(from, step, row >= 0, row + p_.stride_h < p_.in_h),
+                               w_.input_strides.w, -p_.pad_w, p_.in_w, channels,
+                               p_.in_channels - first_ * channels, units_, tile_ + input_slot(row),
+                               TileRow{plan_.tile_cols, plan_.col_words, p_.stride_w});
   }
 
-  void load_grad(int64_t n, int64_t row, int64_t slot) {
+  void load_grad(int64_t n, int64_t row, int64_t row_end, int64_t slot) {
     const int64_t channels = S::out_channels(p_);
     const E* from = static_cast<const E*>(w_.grad_output) + n * w_.grad_strides.n +
                     row * w_.grad_strides.h + first_ * channels;
     // Rows of one unit lie together: a unit's step_rows rows, then the next unit.
     for (int64_t u = 0; u < units_; ++u)
-      fill_row<typename S::Grad>(from + u * channels, w_.grad_strides.w, 0, p_.out_w, channels,
-                                 p_.out_channels - (first_ + u) * channels, 1,
-                                 grads_ + u * grad_unit_words_ + grad_row(slot),
-                                 TileRow{p_.out_w, plan_.grad_col_words, 1});
+      fill_row<typename S::Fill>(
+          S::Rows::rows(from + u * channels, w_.grad_strides.h, true, row + 1 < row_end),
+          w_.grad_strides.w, 0, p_.out_w, channels, p_.out_channels - (first_ + u) * channels, 1,
+          grads_ + u * grad_unit_words_ + grad_row(slot),
+          TileRow{p_.out_w, plan_.grad_col_words, 1});
   }
 
   // First pixel of a grad_output row, behind its zeros.
@@ -172,9 +206,9 @@ class WgradRunner {
     for (int64_t vertical = 0; vertical < p_.kernel_h; ++vertical) {
       int64_t count = 0;
       for (int64_t r = 0; r < rows; ++r) {
-        const int64_t in = (y + r) * p_.stride_h - p_.pad_h + vertical * p_.dilation_h;
-        if (in < 0 || in >= p_.in_h) continue;
-        input_rows_[count] = in % plan_.window * slot_words_;
+        const int64_t in = input_row(y, r) + vertical * p_.dilation_h;
+        if (in < first_row() || in >= p_.in_h) continue;
+        input_rows_[count] = input_slot(in);
         grad_rows_[count++] = grad_row(r);
       }
       const PixelRows pixels{count, p_.out_w, input_rows_, grad_rows_};
@@ -182,24 +216,29 @@ class WgradRunner {
         float* sums = partial + u * plan_.unit_weights;
         for (int64_t i = 0; i < run_count_; ++i) {
           if constexpr (S::kRun == 3) {
-            if (runs_[i].count == 3) sum_run<3>(pixels, u, vertical, runs_[i], sums);
-            if (runs_[i].count == 2) sum_run<2>(pixels, u, vertical, runs_[i], sums);
+            if (runs_[i].count == 3) sum_run<3>(pixels, 0, u, vertical, runs_[i], sums);
+            if (runs_[i].count == 2) sum_run<2>(pixels, 0, u, vertical, runs_[i], sums);
           }
-          if (runs_[i].count == 1) sum_run<1>(pixels, u, vertical, runs_[i], sums);
+          if (runs_[i].count == 1) {
+            const Columns columns = columns_[runs_[i].tap[0]];
+            const PixelRows met{count, columns.end - columns.begin, input_rows_, grad_rows_};
+            sum_run<1>(met, columns.begin, u, vertical, runs_[i], sums);
+          }
         }
       }
     }
   }
 
+  // Columns from `begin` on.
   template <int RUN>
-  void sum_run(const PixelRows& pixels, int64_t u, int64_t vertical, const TapRun& run,
-               float* sums) const {
+  void sum_run(const PixelRows& pixels, int64_t begin, int64_t u, int64_t vertical,
+               const TapRun& run, float* sums) const {
     float* to[RUN];
     for (int r = 0; r < RUN; ++r)
       to[r] = sums + (vertical * p_.kernel_w + run.tap[r]) * p_.in_width() * kLanes;
-    S::template run<RUN>(p_, plan_, pixels,
-                         tile_ + u * plan_.tile_cols * plan_.col_words + run.source,
-                         grads_ + u * grad_unit_words_, to);
+    const int64_t column = u * plan_.tile_cols + begin;
+    S::template run<RUN>(p_, plan_, pixels, tile_ + column * plan_.col_words + run.source,
+                         grads_ + u * grad_unit_words_ + begin * plan_.grad_col_words, to);
   }
 
   const Wgrad& w_;
@@ -208,20 +247,22 @@ class WgradRunner {
   float* partial_;
   float *sums_ = nullptr, *tile_ = nullptr, *grads_ = nullptr;
   TapRun* runs_;
+  Columns* columns_;  // of each tap
+  Vec check_ = zero();
   int64_t run_count_ = 0;
   int64_t *input_rows_, *grad_rows_;
   int64_t first_ = 0, units_ = 0, slot_words_ = 0, grad_unit_words_ = 0;
 };
 
-template <class E, class F>
+template <class Math, class E, class F>
 auto with_wgrad_width(int64_t width, F f) {
-  if (width == 1) return f.template operator()<LaneWgrad<E, 1>>();
-  if (width == 2) return f.template operator()<LaneWgrad<E, 2>>();
+  if (width == 1) return f.template operator()<LaneWgrad<Math, E, 1>>();
+  if (width == 2) return f.template operator()<LaneWgrad<Math, E, 2>>();
   if constexpr (kLanes > 4)
-    if (width == 4) return f.template operator()<LaneWgrad<E, 4>>();
+    if (width == 4) return f.template operator()<LaneWgrad<Math, E, 4>>();
   if constexpr (kLanes > 8)
-    if (width == 8) return f.template operator()<LaneWgrad<E, 8>>();
-  return f.template operator()<BroadcastWgrad<E>>();
+    if (width == 8) return f.template operator()<LaneWgrad<Math, E, 8>>();
+  return f.template operator()<BroadcastWgrad<Math, E>>();
 }
 
 // Calls `f.template operator()<S>()` with the kernels that serve `w`.
@@ -229,18 +270,24 @@ template <class F>
 auto with_wgrad(const Wgrad& w, F f) {
   const ConvProblem& p = w.problem;
   const int64_t width = p.in_width() == p.out_width() ? p.in_width() : 0;
-  if (w.element == Element::f32) return with_wgrad_width<float>(width, f);
-  return with_wgrad_width<uint16_t>(width, f);
+  if (w.element == Element::f32) return with_wgrad_width<F32, float>(width, f);
+#if RNK_BF16_DOT
+  // Two rows at once, where there are two; at the border one of them meets zeros.
+  if (!w.exact && p.out_h > 1) return with_wgrad_width<Bf16Dot, uint16_t>(width, f);
+#endif
+  return with_wgrad_width<F32, uint16_t>(width, f);
 }
 
 inline WgradPlan plan_wgrad(const Wgrad& w, int64_t threads) {
   return with_wgrad(w, [&]<class S>() { return WgradRunner<S>::plan(w, threads); });
 }
-inline void run_wgrad(const Wgrad& w, const WgradPlan& plan, float* partial, float* scratch,
+inline bool run_wgrad(const Wgrad& w, const WgradPlan& plan, float* partial, float* scratch,
                       int64_t begin, int64_t end) {
-  with_wgrad(w, [&]<class S>() { WgradRunner<S>::run(w, plan, partial, scratch, begin, end); });
+  return with_wgrad(
+      w, [&]<class S>() { return WgradRunner<S>::run(w, plan, partial, scratch, begin, end); });
 }
-inline void reduce_wgrad(const Wgrad& w, const WgradPlan& plan, const float* partial, int64_t begin,
+inline bool reduce_wgrad(const Wgrad& w, const WgradPlan& plan, const float* partial, int64_t begin,
                          int64_t end) {
-  with_wgrad(w, [&]<class S>() { WgradRunner<S>::reduce(w, plan, partial, begin, end); });
+  return with_wgrad(
+      w, [&]<class S>() { return WgradRunner<S>::reduce(w, plan, partial, begin, end); });
 }
