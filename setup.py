@@ -4,7 +4,8 @@ Both libraries use LibTorch's stable ABI and no Python C-API, so one wheel serve
 every torch from 2.11 on; they are loaded with torch.ops.load_library. Environment variables:
 
 RESNEXT_KERNELS_SKIP_CUDA_BUILD=1  build the CPU library alone
-FORCE_CUDA=1                       fail where the CUDA library cannot be built
+FORCE_CUDA=1                       build the CUDA library beside a torch without CUDA too, and
+                                   fail where it cannot be built
 TORCH_CUDA_ARCH_LIST               what to compile CUDA for, as "8.0;9.0a;10.0+PTX"
 CUDA_HOME                          the CUDA toolkit
 CXX, CXXFLAGS, LDFLAGS             the C++ compiler, and flags added to the build's own
@@ -102,15 +103,19 @@ def find_cuda_home(environ: Mapping[str, str], conventional: Path) -> Path | Non
     return next((home for home in candidates if (home / "bin" / "nvcc").exists()), None)
 
 
+def arch_entries(arch_list: str) -> list[str]:
+    """The entries of a TORCH_CUDA_ARCH_LIST, between semicolons, commas or spaces."""
+    return re.split(r"[;,\s]+", arch_list.strip(";, \t\n"))
+
+
 def gencode_flags(arch_list: str) -> list[str]:
     """nvcc's flags for a TORCH_CUDA_ARCH_LIST: machine code for each entry, PTX where asked for.
 
-    Entries stand between semicolons, commas or spaces: "8.0", "9.0a", "10.0+PTX".
+    Entries are of the form "8.0", "9.0a" or "10.0+PTX".
     Raises SystemExit for an entry of another form and for a list without entries.
     """
-    entries = re.split(r"[;,\s]+", arch_list.strip(";, \t\n"))
     flags = []
-    for entry in entries:
+    for entry in arch_entries(arch_list):
         match = CUDA_ARCH.fullmatch(entry)
         if match is None:
             raise SystemExit(
@@ -150,6 +155,8 @@ def plan_cuda(
         return CudaPlan(None, "RESNEXT_KERNELS_SKIP_CUDA_BUILD=1")
     if not sources:
         return CudaPlan(None, "this version has no CUDA kernels")
+    if torch_cuda is None and not is_set("FORCE_CUDA", environ):
+        return CudaPlan(None, "torch is built without CUDA (FORCE_CUDA=1 builds it all the same)")
     if home is None:
         named = environ.get("CUDA_HOME") or environ.get("CUDA_PATH")
         places = f"CUDA_HOME={named}" if named else f"{CONVENTIONAL_CUDA_HOME} or on PATH"
@@ -175,6 +182,7 @@ def cpu_extension() -> Extension:
 
 
 def cuda_extension(home: Path, arch_list: str) -> Extension:
+    archs = ";".join(arch_entries(arch_list))
     # Not torch's CUDAExtension, which links libraries beyond the stable ABI.
     return Extension(
         f"{PACKAGE}._cuda",
@@ -184,7 +192,8 @@ def cuda_extension(home: Path, arch_list: str) -> Extension:
         library_dirs=[str(home / "lib64")],
         libraries=["torch_cpu", "cudart", "dl"],
         extra_compile_args={
-            "cxx": [*CXX_FLAGS, "-DUSE_CUDA"],
+            # The library tells what it runs on, so that calls on another GPU go elsewhere.
+            "cxx": [*CXX_FLAGS, "-DUSE_CUDA", f'-DRNK_CUDA_ARCHS="{archs}"'],
             "nvcc": [*NVCC_FLAGS, *gencode_flags(arch_list)],
         },
         extra_link_args=LINK_FLAGS,

@@ -1,7 +1,8 @@
 """Writes the tables of measured choices, resnext_kernels/tuned/, from files of `bench --json`.
 
-A run replaces the table's run of the same hardware; several files of one hardware make one run.
-They need the records of a backend and of "aten" in the same layout: `make tuned` measures both.
+A run replaces the table's run of the same hardware; several files of one hardware make one run. A
+table is written for each backend that the files have records of, beside those of "aten" in the same
+layout: `make tuned` and `make gpu` measure both.
 """
 
 from __future__ import annotations
@@ -13,27 +14,34 @@ from pathlib import Path
 from typing import Any
 
 from resnext_kernels import tuning
+from resnext_kernels.backends import BACKENDS, aten
 from resnext_kernels.bench.runner import Record, Result
 from resnext_kernels.bench.suites import DTYPES, SUITES
 from resnext_kernels.problem import DIRECTIONS
-
-BACKEND = "cpu"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", nargs="+", type=Path, help="files of `bench --json`")
     results = [json.loads(path.read_text()) for path in parser.parse_args(arguments).results]
-    path = tuning.FOLDER / f"{BACKEND}.json"
+    for backend in BACKENDS:
+        runs = runs_of(results, backend)
+        if backend != aten.NAME and runs:
+            write(backend, runs)
+
+
+def write(backend: str, new: Sequence[dict[str, Any]]) -> None:
+    """Put new runs into the table of a backend, in place of those of the same hardware."""
+    path = tuning.FOLDER / f"{backend}.json"
     old = json.loads(path.read_text())["runs"] if path.exists() else []
-    runs = {run["hardware"]: run for run in [*old, *runs_of(results)]}
+    runs = {run["hardware"]: run for run in [*old, *new]}
     path.parent.mkdir(exist_ok=True)
     path.write_text(as_text(list(runs.values())))
     print(f"{path}: " + ", ".join(f"{len(r['records'])} on {name}" for name, r in runs.items()))
 
 
-def runs_of(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """One run for each hardware among the results, with its records."""
+def runs_of(results: Sequence[Result], backend: str) -> list[dict[str, Any]]:
+    """One run for each hardware among the results, with the backend's records."""
     runs: dict[str, dict[str, Any]] = {}
     for result in results:
         machine = result["machine"]
@@ -43,15 +51,15 @@ def runs_of(results: Sequence[Result]) -> list[dict[str, Any]]:
             "torch": result["torch"],
             "commit": result["commit"],
         }
-        for found in measured(result["records"]):
+        for found in measured(result["records"], backend):
             name = tuning.hardware(machine["kernel_isa"], found.dtype)
             run = runs.setdefault(name, {"hardware": name, **about, "records": []})
             run["records"].append(found.to_json())
     return list(runs.values())
 
 
-def measured(records: Sequence[Record]) -> list[tuning.Measured]:
-    """The problems for which both our time and ATen's in the same layout are known."""
+def measured(records: Sequence[Record], backend: str) -> list[tuning.Measured]:
+    """The problems for which both the backend's time and ATen's in the same layout are known."""
     times: dict[tuple[str, str, str, str, str, int], dict[str, float]] = {}
     for r in records:
         key = (r["suite"], r["problem"], r["direction"], r["dtype"], r["layout"], r["batch"])
@@ -59,11 +67,11 @@ def measured(records: Sequence[Record]) -> list[tuning.Measured]:
             times.setdefault(key, {})[r["implementation"]] = r["ms_median"]
     found = []
     for (suite, name, direction, dtype, layout, batch), ms in times.items():
-        if {BACKEND, "aten"} <= ms.keys():
+        if {backend, aten.NAME} <= ms.keys():
             (layer,) = (layer for layer in SUITES[suite] if str(layer) == name)
             problem = layer.problem(batch, DTYPES[dtype], layout == "channels_last")
             (known,) = (d for d in DIRECTIONS if d == direction)
-            found.append(tuning.Measured.of(problem, known, ms[BACKEND], ms["aten"]))
+            found.append(tuning.Measured.of(problem, known, ms[backend], ms[aten.NAME]))
     return found
 
 

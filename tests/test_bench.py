@@ -10,6 +10,7 @@ import resource
 import statistics
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,13 @@ from tiny_suite import FIELDS, LAYERS, break_auto, case
 
 import resnext_kernels as rk
 from resnext_kernels.bench import machine, peaks, report, runner, suites, timing
-from resnext_kernels.bench.implementations import DEFAULT_OURS, OURS, PEERS, Implementation
+from resnext_kernels.bench.implementations import (
+    DEFAULT_OURS,
+    DEFAULT_PEERS,
+    OURS,
+    PEERS,
+    Implementation,
+)
 from resnext_kernels.bench.runner import Measurement
 from resnext_kernels.bench.timing import Timing
 from resnext_kernels.library import Library
@@ -28,8 +35,7 @@ from resnext_kernels.problem import DIRECTIONS, ConvProblem
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(timing, "_MAX_ROUNDS", 8)
-    monkeypatch.setattr(peaks, "_COPY_BYTES", 1 << 16)
-    monkeypatch.setattr(peaks, "_MATRIX", 32)
+    monkeypatch.setitem(peaks._SIZES, "cpu", peaks._Sizes(32, 1 << 16))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +120,98 @@ def test_rounds_go_on_for_the_seconds_asked_for(monkeypatch):
     assert count > 100
 
 
+class StandInEvent:
+    """A CUDA event of a machine without one: it notes when it was queued."""
+
+    def __init__(self, log: list[object]) -> None:
+        self.log = log
+        self.time = 0
+
+    def record(self) -> None:
+        self.time = len(self.log)
+        self.log.append("event")
+
+    def elapsed_time(self, end: StandInEvent) -> float:
+        return float(end.time - self.time)
+
+
+@pytest.fixture
+def stand_in_gpu(monkeypatch) -> list[object]:
+    """The log of what is queued on a GPU that every access to torch.cuda finds."""
+    log: list[object] = []
+    properties = SimpleNamespace(
+        name="a GPU", L2_cache_size=1000, multi_processor_count=3, total_memory=5 << 20
+    )
+    stand_ins = {
+        "current_device": lambda: 0,
+        "get_device_properties": lambda device: properties,
+        "get_device_capability": lambda: (9, 0),
+        "get_device_name": lambda: "a GPU",
+        "Event": lambda enable_timing: StandInEvent(log),
+        "_sleep": lambda cycles: log.append(("busy", cycles)),
+        "synchronize": lambda: log.append("synchronize"),
+    }
+    for name, function in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+
+    def on_cpu(function):
+        return lambda *args, device="cpu", **options: function(*args, device="cpu", **options)
+
+    for name in ("empty", "ones", "randn"):
+        monkeypatch.setattr(torch, name, on_cpu(getattr(torch, name)))
+    return log
+
+
+def test_a_gpu_is_kept_busy_before_every_call_and_waited_for_once(stand_in_gpu):
+    calls = {name: [lambda name=name: stand_in_gpu.append(name)] for name in "ab"}
+    found = timing.run_rounds(calls, range(3), "cuda")
+    assert stand_in_gpu.pop() == "synchronize"
+    queued = [stand_in_gpu[i : i + 4] for i in range(0, len(stand_in_gpu), 4)]
+    assert [(q[0], q[1], q[3]) for q in queued] == [
+        (("busy", timing._HEAD_START), "event", "event")
+    ] * 6
+    assert [name for name, _ in found] == [q[2] for q in queued]
+    assert {ns for _, ns in found} == {2_000_000}, "from event to event, in nanoseconds"
+    times = timing.interleaved(calls, 0, "cuda")
+    assert times == {name: Timing(2.0, 2.0, 2.0) for name in "ab"}
+
+
+def test_peaks_and_machine_of_a_gpu(stand_in_gpu, monkeypatch):
+    monkeypatch.setitem(peaks._SIZES, "cuda", peaks._Sizes(32, 1 << 16))
+    meter = peaks.Peaks([torch.bfloat16], "cuda")
+    meter.sample()
+    ms = 1.0  # from one event to the next, with nothing of ours in the log between them
+    found = meter.as_dict()
+    assert found["gbps"] == pytest.approx(2 * (1 << 16) / ms / 1e6)
+    assert found["gflops"] == pytest.approx({"bfloat16": 2 * 32**3 / ms / 1e6})
+    assert found["method"]["gflops"].startswith("torch.mm of 32x32")
+    about = machine.describe("cuda")
+    assert about["processor"] == "a GPU" and about["kernel_isa"] == "sm_90 a GPU"
+    assert json.loads(json.dumps(about)) == about
+
+
+def test_weights_on_a_gpu_are_in_the_images_layout():
+    assert OURS["auto"].in_layout("channels_last", "cuda").weight_layout == "channels_last"
+    assert OURS["auto"].in_layout("contiguous", "cuda").weight_layout == "contiguous"
+    assert OURS["auto"].in_layout("channels_last").weight_layout == "contiguous"
+
+
+def test_inductor_is_a_peer(monkeypatch):
+    """The call is compiled as a whole, and computes what torch does."""
+    compiled = []
+
+    def fake_compile(call, **options):
+        compiled.append(options)
+        return call
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    for direction in DIRECTIONS:
+        (found,) = runner.measure(case(direction), [PEERS["torch:inductor"]], 0)
+        assert found.timing is not None
+    assert all(options["mode"].startswith("max-autotune") for options in compiled)
+    assert len(compiled) == 3 * runner._OPERAND_SETS
+
+
 def test_freed_memory_is_used_again():
     timing.keep_freed_memory()
 
@@ -128,8 +226,8 @@ def test_freed_memory_is_used_again():
 
 def test_peaks_keep_the_best_sample(monkeypatch):
     copies, flops = iter([3.0, 5.0, 4.0]), iter([7.0, 6.0, 9.0])
-    monkeypatch.setattr(peaks, "_copy_gbps", lambda: next(copies))
-    monkeypatch.setattr(peaks, "_matmul_gflops", lambda dtype: next(flops))
+    monkeypatch.setattr(peaks, "_copy_gbps", lambda device: next(copies))
+    monkeypatch.setattr(peaks, "_matmul_gflops", lambda dtype, device: next(flops))
     monkeypatch.setattr(peaks.cpu, "LIBRARY", Library("_cpu", False, "not built"))
     meter = peaks.Peaks([torch.float32])
     for _ in range(3):
@@ -169,7 +267,8 @@ def test_run_measures_every_implementation(direction, dtype):
     seen: list[list[Measurement]] = []
     result = runner.run(cases, seconds=0, progress=seen.append)
     assert [m[0].case for m in seen] == cases
-    expected = {name for name in DEFAULT_OURS if name not in result["skipped"]} | set(PEERS)
+    expected = {name for name in DEFAULT_OURS if name not in result["skipped"]}
+    expected |= set(DEFAULT_PEERS)
     assert "auto" in expected
     for c in cases:
         key = (str(c.layer), c.batch)
@@ -188,6 +287,34 @@ def test_run_measures_what_was_asked_for_in_every_layout():
     assert all(r["speedup_vs_best_peer"] is None for r in result["records"])
     text = report.report(result)
     assert "tiny, float32, batch 1\n" in text and "batch 1, contiguous images\n" in text
+
+
+def test_an_interrupted_run_keeps_what_is_done():
+    cases = [case(batch=batch) for batch in (1, 2, 3)]
+    seen = []
+
+    def progress(measurements):
+        seen.append(measurements)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    result = runner.run(cases, ours=["aten"], seconds=0, progress=progress)
+    assert {r["batch"] for r in result["records"]} == {1, 2}
+    assert result["skipped"][runner.INTERRUPTED] == "the last 1 of 3 cases"
+    assert "not measured: interrupted: the last 1 of 3 cases" in report.report(result)
+
+
+def test_cudnn_is_at_its_best_while_it_is_measured(monkeypatch):
+    """And enabled, which torch's own context manager for its flags is not by default."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    seen = []
+
+    def bind(*args):
+        flags = torch.backends.cudnn
+        return lambda: seen.append((flags.benchmark, flags.enabled)) or torch.zeros(1)
+
+    runner.measure(case(), [dataclasses.replace(OURS["aten"], bind=bind)], 0)
+    assert set(seen) == {(True, True)} and not torch.backends.cudnn.benchmark
 
 
 def test_operands_have_the_layout_that_the_record_tells():

@@ -77,6 +77,9 @@ def test_summary_is_the_geometric_mean_and_the_models_flops():
     assert found.gflops == pytest.approx((2 * first + second) / (2 * 1.0 + 2.0) / 1e6)
     peak_ms = (2 * needed[0] + needed[1]) / 100e6
     assert found.peak_fraction == pytest.approx(peak_ms / (2 * 1.0 + 2.0))
+    floors = [max(n / 100e6, p.bytes_moved() / 10e6) for n, p in zip(needed, problems, strict=True)]
+    least_ms = 2 * floors[0] + floors[1]
+    assert found.roofline_fraction == pytest.approx(least_ms / (2 * 1.0 + 2.0), rel=1e-4)
 
 
 def test_summary_leaves_red_layers_out_and_says_so():
@@ -147,6 +150,12 @@ def test_readme_table_is_made_from_the_results(tmp_path):
     table = module.render(module.load(tmp_path))
     assert "a processor, 2 threads" in table
     assert "| tiny | fprop | float32 | 4.00x (2.00x) |" in table
+    on_gpu = two_layers()
+    on_gpu["machine"] |= {"device": "cuda", "processor": "a GPU"}
+    gpu_table = module.render({"gpu": [on_gpu]})
+    assert "a GPU, torch" in gpu_table and "of roofline" in gpu_table
+    (summary,) = report.summarise(on_gpu)
+    assert f"| 4.00x (2.00x) | {summary.roofline_fraction:.0%} |" in gpu_table
     readme = f"head\n{module.BEGIN}\nold\n{module.END}\ntail\n"
     written = module.with_results(readme, table)
     assert "old" not in written and table in written

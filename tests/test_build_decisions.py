@@ -96,7 +96,9 @@ def test_find_cuda_home(setup_script: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environ", "sources", "torch_cuda", "reason"),
     [
-        ({}, ["fprop.cu"], None, None),
+        ({}, ["fprop.cu"], None, "torch is built without CUDA (FORCE_CUDA=1 builds"),
+        ({"FORCE_CUDA": "0"}, ["fprop.cu"], None, "torch is built without CUDA"),
+        ({"FORCE_CUDA": "1"}, ["fprop.cu"], None, None),
         ({}, ["fprop.cu"], "12.9", None),
         ({"RESNEXT_KERNELS_SKIP_CUDA_BUILD": "0"}, ["fprop.cu"], "12.4", None),
         ({"RESNEXT_KERNELS_SKIP_CUDA_BUILD": "1"}, ["fprop.cu"], "12.4", "SKIP_CUDA_BUILD=1"),
@@ -120,7 +122,7 @@ def test_plan_cuda(
 
 @pytest.mark.parametrize("environ", [{}, {"CUDA_HOME": "/no/such/toolkit"}])
 def test_plan_cuda_without_nvcc(setup_script: ModuleType, environ: dict[str, str]) -> None:
-    plan = setup_script.plan_cuda(environ, ["fprop.cu"], None, None)
+    plan = setup_script.plan_cuda(environ, ["fprop.cu"], None, "12.4")
     assert plan.home is None
     assert plan.reason.startswith("no nvcc in ")
     assert environ.get("CUDA_HOME", "on PATH") in plan.reason

@@ -14,10 +14,11 @@ from tiny_suite import break_auto
 
 from resnext_kernels import __version__, models
 from resnext_kernels.backends import cpu
-from resnext_kernels.bench import peaks, suites, timing
-from resnext_kernels.bench.implementations import PEERS
+from resnext_kernels.bench import peaks, runner, suites, timing
+from resnext_kernels.bench.implementations import DEFAULT_PEERS, PEERS
 from resnext_kernels.bench.suites import Layer
 from resnext_kernels.cli import demo, main, photographs
+from resnext_kernels.cli.console import UserError
 from resnext_kernels.library import Library
 
 
@@ -25,7 +26,7 @@ from resnext_kernels.library import Library
 def quick(monkeypatch):
     """Tiny problems under the names of the real ones, few repeats."""
     monkeypatch.setattr(timing, "_MAX_ROUNDS", 2)
-    monkeypatch.setattr(peaks, "_COPY_BYTES", 1 << 16)
+    monkeypatch.setitem(peaks._SIZES, "cpu", peaks._Sizes(32, 1 << 16))
     monkeypatch.setitem(suites.SUITES, "resnext50", (Layer(16, 6, 1, 4, 2), Layer(32, 7, 2, 4, 1)))
 
 
@@ -71,7 +72,7 @@ def test_bench_prints_tables_and_writes_records(tmp_path, capsys):
     found = {(r["problem"], r["direction"], r["dtype"], r["batch"]) for r in result["records"]}
     assert len(found) == 2 * 3 * 2 * 2
     names = {r["implementation"] for r in result["records"]}
-    assert names == {"auto", *PEERS, *(["cpu"] if cpu.LIBRARY.loaded else [])}
+    assert names == {"auto", *DEFAULT_PEERS, *(["cpu"] if cpu.LIBRARY.loaded else [])}
 
 
 def test_bench_measures_what_was_asked_for(tmp_path):
@@ -93,6 +94,25 @@ def test_bench_measures_the_backends_and_layouts_asked_for(tmp_path, capsys):
     found = {(r["implementation"], r["layout"]) for r in records}
     assert found == {("aten", "contiguous"), ("aten", "channels_last")}
     assert "aten contiguous 0." in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_bench_on_a_gpu_that_is_not_there(capsys):
+    fails_in_one_line(capsys, ["bench", "--device", "cuda"], "--device cuda", "no CUDA device")
+
+
+def test_bench_on_a_gpu_has_its_own_problems(monkeypatch, capsys):
+    seen = []
+
+    def measured(cases, peers, **options):
+        seen.extend(cases)
+        raise UserError("enough")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runner, "run", measured)
+    fails_in_one_line(capsys, ["bench", "--device", "cuda"], "enough")
+    found = {(c.problem.device, c.problem.batch, c.problem.dtype) for c in seen}
+    assert found == {("cuda", batch, torch.bfloat16) for batch in (64, 256)}
 
 
 def test_bench_fails_where_a_result_is_wrong(monkeypatch, tmp_path, capsys):

@@ -16,7 +16,7 @@ from tiny_suite import case, measured, result_of
 
 import resnext_kernels as rk
 from resnext_kernels import dispatch, tuning
-from resnext_kernels.backends import cpu
+from resnext_kernels.backends import BACKENDS, cpu
 from resnext_kernels.bench import suites
 from resnext_kernels.problem import DIRECTIONS
 from resnext_kernels.tuning import Measured
@@ -107,6 +107,47 @@ def test_rule_where_nothing_was_measured(folder, width, narrow, layout):
         assert found.reason.endswith(f"these have {width} in {layout}")
     dilated = problem(8, groups=4, size=(14, 14), dilation=(2, 2))
     assert "nothing like it" in tuning.compare("cpu", "avx512", dilated, "fprop").reason
+
+
+@pytest.mark.parametrize(
+    "changed, ours",
+    [
+        ({}, True), ({"dtype": torch.float16}, True), ({"dtype": torch.float32}, False),
+        ({"channels_last": False}, False), ({"kernel": (5, 5)}, False),
+        ({"in_channels": 2}, True), ({"groups": 16}, False), ({"groups": 1}, True),
+        ({"in_channels": 128, "out_channels": 128}, True),
+        ({"in_channels": 130, "out_channels": 130}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_rule_of_gpus_where_nothing_was_measured(folder, backend, changed, ours):
+    """Groups of 2 to 64 channels in the kernels' own layout and precision; the rest is ATen's."""
+    (folder / f"{backend}.json").write_text('{"runs": []}')
+    plain = dataclasses.replace(
+        problem(8, groups=2), device="cuda", dtype=torch.bfloat16, channels_last=True
+    )
+    case = dataclasses.replace(plain, **changed)
+    found = tuning.compare(backend, "sm_90 a GPU", case, "dgrad")
+    assert found.aten_is_faster == (not ours)
+    assert found.reason.startswith("nothing like it measured on sm_90 a GPU: 3x3 groups of 2 to 64")
+    assert f"go to {backend}, others to aten; these are" in found.reason
+
+
+def test_a_measurement_comes_before_the_rule(folder):
+    case = dataclasses.replace(
+        problem(8, groups=4, size=(14, 14)), device="cuda", dtype=torch.bfloat16, channels_last=True
+    )
+    record = Measured.of(case, "fprop", ours=2.0, aten=1.0)
+    run = {"hardware": "sm_90 a GPU", "records": [record.to_json()]}
+    (folder / "cuda.json").write_text(json.dumps({"runs": [run]}))
+    assert tuning.compare("cuda", "sm_90 a GPU", case, "fprop").aten_is_faster
+    assert not tuning.compare("cuda", "sm_90 another GPU", case, "fprop").aten_is_faster
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "aten"])
+def test_every_backend_has_a_table(backend):
+    tuning.read(CHECKOUT / "resnext_kernels" / "tuned" / f"{backend}.json")
 
 
 def test_bfloat16_instructions_do_not_matter_to_float32(folder):
@@ -233,3 +274,18 @@ def test_table_is_made_from_results_of_the_benchmark(folder, monkeypatch):
     script.main([str(paths[0])])
     table = tuning.read(folder / "cpu.json")
     assert {name: len(found) for name, found in table.items()} == {"avx512": 2, "avx2": 2}
+
+
+def test_a_table_for_every_backend_that_was_measured(folder):
+    made = dataclasses.replace(
+        case("dgrad", torch.bfloat16, 64, suites.SUITES["resnext50"][0]),
+        suite="resnext50", device="cuda",
+    )  # fmt: skip
+    result = result_of(measured(made, {"cuda": 1.0, "aten": 4.0, "auto": 1.0}))
+    result["machine"]["kernel_isa"] = "sm_90 a GPU"
+    path = folder / "result.txt"
+    path.write_text(json.dumps(result))
+    update_tuned().main([str(path)])
+    assert [p.name for p in folder.glob("*.json")] == ["cuda.json"]
+    (record,) = tuning.read(folder / "cuda.json")["sm_90 a GPU"]
+    assert record == Measured.of(made.problem, "dgrad", 1.0, 4.0)

@@ -38,9 +38,9 @@ class Operands(NamedTuple):
 
     @classmethod
     def random(cls, problem: ConvProblem) -> Operands:
-        """Contiguous standard normal tensors of the problem's shapes and dtype."""
+        """Contiguous standard normal tensors of the problem's shapes, dtype and device."""
         shapes = (problem.input_shape, problem.weight_shape, problem.output_shape)
-        return cls(*(torch.randn(shape).to(problem.dtype) for shape in shapes))
+        return cls(*(torch.randn(s, device=problem.device).to(problem.dtype) for s in shapes))
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,13 @@ class Implementation:
         usual = self.layout == "channels_last" or self.name in PEERS
         return self.name if usual else f"{self.name} {self.layout}"
 
-    def in_layout(self, layout: Layout) -> Implementation:
-        """The same one on images in another memory format, conversions within its time."""
-        return dataclasses.replace(self, layout=layout)
+    def in_layout(self, layout: Layout, device: str = "cpu") -> Implementation:
+        """The same one on images in another memory format, conversions within its time.
+
+        On a GPU the weight has that format too, as `model.to(memory_format=...)` leaves it.
+        """
+        weight_layout = layout if device == "cuda" else self.weight_layout
+        return dataclasses.replace(self, layout=layout, weight_layout=weight_layout)
 
     def copy_operands(self, operands: Operands) -> Operands:
         """Fresh copies in the layouts of this implementation."""
@@ -105,6 +109,16 @@ def _bind_torch(problem: ConvProblem, direction: Direction, x: Operands) -> Call
     )  # fmt: skip
 
 
+def _bind_inductor(problem: ConvProblem, direction: Direction, x: Operands) -> Call:
+    from torch import _dynamo
+
+    def call() -> Tensor | tuple[Tensor, ...]:
+        return _bind_torch(problem, direction, x)()
+
+    _dynamo.reset()  # after a few shapes of one function it would run uncompiled
+    return torch.compile(call, mode="max-autotune-no-cudagraphs", dynamic=False)
+
+
 def _by_name(implementations: Iterable[Implementation]) -> dict[str, Implementation]:
     return {implementation.name: implementation for implementation in implementations}
 
@@ -118,8 +132,10 @@ PEERS = _by_name(
     (
         Implementation("torch:channels_last", "channels_last", "channels_last", _bind_torch),
         Implementation("torch:contiguous", "contiguous", "contiguous", _bind_torch),
+        Implementation("torch:inductor", "channels_last", "channels_last", _bind_inductor),
     )
 )
+DEFAULT_PEERS = tuple(name for name in PEERS if name != "torch:inductor")  # compiles for minutes
 
 
 def reasons_against(name: str, problem: ConvProblem, direction: Direction) -> list[str]:

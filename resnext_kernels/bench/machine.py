@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from ..backends import cpu
+from ..backends import cpu, cuda
 
 
-def describe() -> dict[str, str | int | None]:
-    """The machine as far as it decides the speed of a kernel, ready for JSON."""
-    return {
+def describe(device: str = "cpu") -> dict[str, str | int | None]:
+    """The machine as far as it decides the speed of a kernel on ``device``, ready for JSON."""
+    facts: dict[str, str | int | None] = {
+        "device": device,
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -22,6 +23,22 @@ def describe() -> dict[str, str | int | None]:
         "kernel_isa": cpu.isa() if cpu.LIBRARY.loaded else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
+    }
+    return facts | _describe_gpu() if device == "cuda" else facts
+
+
+def _describe_gpu() -> dict[str, str | int | None]:
+    """What takes the place of the processor, and what else counts, on the current GPU."""
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "processor": gpu.name,
+        "host_processor": processor(),
+        "multiprocessors": gpu.multi_processor_count,
+        "memory_mib": gpu.total_memory >> 20,
+        "l2_mib": gpu.L2_cache_size >> 20,
+        "kernel_isa": cuda.isa(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 

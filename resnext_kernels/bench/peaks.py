@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from time import perf_counter_ns
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 
 from ..backends import cpu
+from .timing import run_rounds
 
-_MATRIX = 1024
-_COPY_BYTES = 128 << 20  # far beyond the last-level cache of most processors
+
+class _Sizes(NamedTuple):
+    """What is multiplied and copied: far beyond the last-level caches."""
+
+    matrix: int  # rows and columns
+    copy_bytes: int
+
+
+_SIZES = {"cpu": _Sizes(1024, 128 << 20), "cuda": _Sizes(8192, 2 << 30)}
 _REPEATS = 3
 
 
@@ -31,28 +38,30 @@ class Peaks:
     the hardware can do.
     """
 
-    def __init__(self, dtypes: Iterable[torch.dtype]) -> None:
+    def __init__(self, dtypes: Iterable[torch.dtype], device: str = "cpu") -> None:
         self._gflops = dict.fromkeys(dtypes, 0.0)
         self._gbps = 0.0
-        self._fma_chains = cpu.LIBRARY.loaded
+        self._device = device
+        self._fma_chains = device == "cpu" and cpu.LIBRARY.loaded
 
     def sample(self) -> None:
         """Measure everything once more, which takes a fraction of a second."""
         for dtype, best in self._gflops.items():
-            measure = _fma_gflops if self._fma_chains else _matmul_gflops
-            self._gflops[dtype] = max(best, measure(dtype))
-        self._gbps = max(self._gbps, _copy_gbps())
+            found = _fma_gflops(dtype) if self._fma_chains else _matmul_gflops(dtype, self._device)
+            self._gflops[dtype] = max(best, found)
+        self._gbps = max(self._gbps, _copy_gbps(self._device))
 
     def as_dict(self) -> PeaksDict:
         """The best so far; `sample` first."""
-        matmul = f"torch.mm of {_MATRIX}x{_MATRIX} matrices"
+        sizes = _SIZES[self._device]
+        matmul = f"torch.mm of {sizes.matrix}x{sizes.matrix} matrices"
         return {
             "gflops": {str(t).removeprefix("torch."): v for t, v in self._gflops.items()},
             "gbps": self._gbps,
             "threads": torch.get_num_threads(),
             "method": {
                 "gflops": "chains of multiply-adds in registers" if self._fma_chains else matmul,
-                "gbps": f"copy of {_COPY_BYTES >> 20} MiB, bytes read plus bytes written",
+                "gbps": f"copy of {sizes.copy_bytes >> 20} MiB, bytes read plus bytes written",
             },
         }
 
@@ -61,23 +70,19 @@ def _fma_gflops(dtype: torch.dtype) -> float:
     return torch.ops.resnext_kernels_cpu.peak_gflops(str(dtype).removeprefix("torch."))
 
 
-def _matmul_gflops(dtype: torch.dtype) -> float:
-    a, b = (torch.randn(_MATRIX, _MATRIX).to(dtype) for _ in range(2))
-    return 2 * _MATRIX**3 / _fastest_ns(lambda: torch.mm(a, b))
+def _matmul_gflops(dtype: torch.dtype, device: str) -> float:
+    side = _SIZES[device].matrix
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / _fastest_ns(lambda: torch.mm(a, b), device)
 
 
-def _copy_gbps() -> float:
-    source = torch.ones(_COPY_BYTES // 4)
+def _copy_gbps(device: str) -> float:
+    source = torch.ones(_SIZES[device].copy_bytes // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * _COPY_BYTES / _fastest_ns(lambda: target.copy_(source))
+    return 2 * source.nbytes / _fastest_ns(lambda: target.copy_(source), device)
 
 
-def _fastest_ns(call: Callable[[], object]) -> int:
+def _fastest_ns(call: Callable[[], object], device: str) -> int:
     """The shortest of a few calls after a first one that touches the memory."""
     call()
-    times = []
-    for _ in range(_REPEATS):
-        start = perf_counter_ns()
-        call()
-        times.append(perf_counter_ns() - start)
-    return min(times)
+    return min(ns for _, ns in run_rounds({"call": [call]}, range(_REPEATS), device))

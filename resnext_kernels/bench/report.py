@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"[\d.]+(e[-+]\d+)?[%x]?|-")
 _HEADERS = ("problem", "direction", "ms", "GFLOP/s", "roofline", "best peer", "ms", "speed-up")
 _SUMMARY_HEADERS = (
     "implementation", "layout", "direction", "dtype", "batch", "layers",
-    "speed-up", "lowest", "GFLOP/s", "of FMA peak",
+    "speed-up", "lowest", "GFLOP/s", "of FLOP peak", "roofline",
 )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ class Summary:
     ``speedup`` is the geometric mean over the distinct layers and ``lowest`` the least of them,
     both against the best peer. ``gflops`` counts each layer as often as the model has it:
     operations of all over time of all. ``peak_fraction`` is the share of the measured peak, of
-    needed operations alone.
+    needed operations alone; ``roofline_fraction`` the least time of all over the time of all.
     ``green`` of ``layers`` passed parity; only those enter.
     """
 
@@ -117,6 +117,7 @@ class Summary:
     lowest: float | None
     gflops: float | None
     peak_fraction: float | None
+    roofline_fraction: float | None
 
 
 def summarise(result: Result) -> list[Summary]:
@@ -137,6 +138,7 @@ def _summary(key: tuple[str, str, str, str, int], records: list[Record], peak: f
     total_ms = sum(r["count"] * ms for r, ms in timed)
     flops = sum(r["count"] * r["flops"] for r, _ in timed)
     needed = sum(r["count"] * r["needed_flops"] for r, _ in timed)
+    floor_ms = sum(r["count"] * ms * (r["roofline_fraction"] or 0) for r, ms in timed)
     return Summary(
         *key,
         layers=len(records),
@@ -145,6 +147,7 @@ def _summary(key: tuple[str, str, str, str, int], records: list[Record], peak: f
         lowest=min(speedups, default=None),
         gflops=flops / total_ms / 1e6 if timed else None,
         peak_fraction=needed / total_ms / 1e6 / peak if timed else None,
+        roofline_fraction=floor_ms / total_ms if timed else None,
     )
 
 
@@ -162,6 +165,7 @@ def summary_table(result: Result) -> str:
             _number(s.lowest, ".2f", "x"),
             _number(s.gflops, ".1f"),
             _number(s.peak_fraction, ".0%"),
+            _number(s.roofline_fraction, ".0%"),
         )
         for s in summarise(result)
     ]

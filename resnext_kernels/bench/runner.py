@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -15,6 +16,7 @@ from ..problem import ConvProblem
 from . import machine
 from .implementations import (
     DEFAULT_OURS,
+    DEFAULT_PEERS,
     OURS,
     PEERS,
     Implementation,
@@ -28,8 +30,10 @@ from .suites import Case
 from .timing import Timing, interleaved, keep_freed_memory
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+INTERRUPTED = "interrupted"  # among what a result skipped
 _OPERAND_SETS = 2
 _PEAK_SAMPLES = 8
+_SECONDS = {"cpu": 0.5, "cuda": 0.2}  # a GPU's times scatter less
 
 
 class Record(TypedDict):
@@ -89,35 +93,42 @@ class Measurement:
 
 def run(
     cases: Sequence[Case],
-    peers: Sequence[str] = tuple(PEERS),
+    peers: Sequence[str] = DEFAULT_PEERS,
     *,
     ours: Sequence[str] = DEFAULT_OURS,
     layouts: Sequence[Layout] = ("channels_last",),
-    seconds: float = 0.5,
+    seconds: float | None = None,
     progress: Callable[[list[Measurement]], None] = lambda measurements: None,
 ) -> Result:
     """Measure every case with the named ones of `OURS`, in every layout, and of `PEERS`.
 
-    ``seconds`` is the aimed duration of the timed rounds of one case. ``progress`` is called with
-    the measurements of each case when it is done.
+    The cases are of one device; on a GPU, cuDNN picks its algorithms by measurement. ``seconds``
+    is the aimed duration of the timed rounds of one case. ``progress`` is called with the
+    measurements of each case when it is done. A KeyboardInterrupt ends the run with the cases that
+    are done.
     """
+    device = cases[0].device if cases else "cpu"
     keep_freed_memory()
-    peaks = Peaks(dict.fromkeys(case.dtype for case in cases))
+    peaks = Peaks(dict.fromkeys(case.dtype for case in cases), device)
+    seconds = _SECONDS[device] if seconds is None else seconds
     measurements: list[Measurement] = []
     skipped: dict[str, str] = {}
-    for index, case in enumerate(cases):
-        if index % math.ceil(len(cases) / _PEAK_SAMPLES) == 0:
-            peaks.sample()
-        reasons = {n: reasons_against(n, case.problem, case.direction) for n in ours}
-        skipped |= {name: "; ".join(found) for name, found in reasons.items() if found}
-        able = [OURS[name] for name, found in reasons.items() if not found]
-        mine = [implementation.in_layout(layout) for layout in layouts for implementation in able]
-        done = measure(case, [*mine, *(PEERS[name] for name in peers)], seconds)
-        measurements += done
-        progress(done)
+    try:
+        for index, case in enumerate(cases):
+            if index % math.ceil(len(cases) / _PEAK_SAMPLES) == 0:
+                peaks.sample()
+            able, reasons = _able(ours, case)
+            skipped |= reasons
+            mine = [i.in_layout(layout, device) for layout in layouts for i in able]
+            done = measure(case, [*mine, *(PEERS[name] for name in peers)], seconds)
+            measurements += done
+            progress(done)
+    except KeyboardInterrupt:
+        left = len(cases) - len({m.case for m in measurements})
+        skipped[INTERRUPTED] = f"the last {left} of {len(cases)} cases"
     peaks.sample()
     return {
-        "machine": machine.describe(),
+        "machine": machine.describe(device),
         "torch": torch.__version__,
         "commit": machine.commit(),
         "peaks": peaks.as_dict(),
@@ -126,7 +137,26 @@ def run(
     }
 
 
+def _able(names: Sequence[str], case: Case) -> tuple[list[Implementation], dict[str, str]]:
+    """Which of `OURS` serve a case, and why each other one does not."""
+    reasons = {name: reasons_against(name, case.problem, case.direction) for name in names}
+    able = [OURS[name] for name, found in reasons.items() if not found]
+    return able, {name: "; ".join(found) for name, found in reasons.items() if found}
+
+
+@contextmanager
+def _fastest_of_cudnn() -> Iterator[None]:
+    """Lets cuDNN measure its algorithms at the first call of a shape."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 @torch.no_grad()
+@_fastest_of_cudnn()
 def measure(
     case: Case, implementations: Sequence[Implementation], seconds: float
 ) -> list[Measurement]:
@@ -144,7 +174,7 @@ def measure(
         for i, turns in calls.items()
     }
     green = {i: calls[i] for i, e in errors.items() if e <= TOLERANCE[case.dtype]}
-    times = interleaved(green, seconds) if green else {}
+    times = interleaved(green, seconds, case.device) if green else {}
     return [Measurement(case, i, errors[i], times.get(i)) for i in implementations]
 
 

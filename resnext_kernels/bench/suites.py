@@ -26,11 +26,13 @@ class Layer:
     groups: int
     count: int
 
-    def problem(self, batch: int, dtype: torch.dtype, channels_last: bool = True) -> ConvProblem:
-        """The call on a CPU for ``batch`` images."""
+    def problem(
+        self, batch: int, dtype: torch.dtype, channels_last: bool = True, device: str = "cpu"
+    ) -> ConvProblem:
+        """The call for ``batch`` images on a type of device."""
         return ConvProblem(
             batch, self.channels, (self.size, self.size), self.channels, (3, 3),
-            (self.stride, self.stride), (1, 1), (1, 1), self.groups, dtype, "cpu", channels_last,
+            (self.stride, self.stride), (1, 1), (1, 1), self.groups, dtype, device, channels_last,
         )  # fmt: skip
 
     def __str__(self) -> str:
@@ -73,17 +75,18 @@ SUITES: dict[str, tuple[Layer, ...]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement to make: a layer, a direction, a dtype and a batch size."""
+    """One measurement to make: a layer, a direction, a dtype, a batch size and a device type."""
 
     suite: str
     layer: Layer
     direction: Direction
     dtype: torch.dtype
     batch: int
+    device: str = "cpu"
 
     @property
     def problem(self) -> ConvProblem:
-        return self.layer.problem(self.batch, self.dtype)
+        return self.layer.problem(self.batch, self.dtype, device=self.device)
 
     @property
     def dtype_name(self) -> str:
@@ -98,11 +101,12 @@ def cases_of(
     directions: Iterable[Direction],
     dtypes: Iterable[torch.dtype],
     batches: Iterable[int],
+    device: str = "cpu",
 ) -> list[Case]:
     """Every combination for the layers of a suite of `SUITES`, the layers varying fastest."""
     combinations = [(t, b, d) for t in dtypes for b in batches for d in directions]
     return [
-        Case(suite, layer, direction, dtype, batch)
+        Case(suite, layer, direction, dtype, batch, device)
         for dtype, batch, direction in combinations
         for layer in SUITES[suite]
     ]

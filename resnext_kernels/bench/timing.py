@@ -1,10 +1,15 @@
-"""Times that can be compared: repeats interleaved, medians with quantiles."""
+"""Times that can be compared: repeats interleaved, medians with quantiles.
+
+On a CPU a call's time is the clock's. On a GPU it lies between two CUDA events on the stream: the
+calls of several rounds are queued without waiting, so that the host is ahead of the GPU and its
+own time does not count; see `_gpu_rounds`.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import random
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import TypeVar
@@ -12,9 +17,13 @@ from typing import TypeVar
 import torch
 
 Name = TypeVar("Name", bound=Hashable)
+Calls = Mapping[Name, Sequence[Callable[[], object]]]
 _WARM_UP_ROUNDS = 2
 _MIN_ROUNDS = 7
 _MAX_ROUNDS = 1000
+_ROUNDS_QUEUED = 8  # on a GPU, between two looks at the clock
+_CACHES_FLUSHED = 4  # the bytes written between two calls on a GPU, in sizes of its L2 cache
+_HEAD_START = 200_000  # clock cycles, about 0.1 ms: the host queues a call in less
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -34,9 +43,7 @@ class Timing:
         return cls(median, p20, p80)
 
 
-def interleaved(
-    calls: Mapping[Name, Sequence[Callable[[], object]]], seconds: float
-) -> dict[Name, Timing]:
+def interleaved(calls: Calls[Name], seconds: float, device: str = "cpu") -> dict[Name, Timing]:
     """Time every entry of ``calls`` round by round: A B C, C A B, ...
 
     What disturbs the machine for a while disturbs all entries alike, so ratios of the medians
@@ -49,28 +56,61 @@ def interleaved(
             its own operands, keep a round from finding the operands of the last one in cache.
             An entry's result is freed outside its time.
         seconds: aimed duration of all rounds together.
+        device: "cpu", or "cuda" for calls that queue their work on the current stream.
     """
+    step = _ROUNDS_QUEUED if device == "cuda" else 1
     times: dict[Name, list[int]] = {name: [] for name in calls}
-    for round in range(_WARM_UP_ROUNDS):
-        _one_round(calls, round)
+    run_rounds(calls, range(_WARM_UP_ROUNDS), device)
     deadline = perf_counter_ns() + int(seconds * 1e9)
-    for round in range(_MAX_ROUNDS):
-        if round >= _MIN_ROUNDS and perf_counter_ns() > deadline:
+    for start in range(0, _MAX_ROUNDS, step):
+        if start >= _MIN_ROUNDS and perf_counter_ns() > deadline:
             break
-        for name, elapsed in _one_round(calls, round).items():
+        for name, elapsed in run_rounds(calls, range(start, start + step), device):
             times[name].append(elapsed)
     return {name: Timing.of(values) for name, values in times.items()}
 
 
-def _one_round(calls: Mapping[Name, Sequence[Callable[[], object]]], round: int) -> dict[Name, int]:
-    elapsed = {}
-    for name in random.sample(list(calls), len(calls)):
-        call = calls[name][round % len(calls[name])]
+def run_rounds(calls: Calls[Name], rounds: range, device: str) -> list[tuple[Name, int]]:
+    """The nanoseconds of every call of some rounds, as `interleaved` times them."""
+    return (_gpu_rounds if device == "cuda" else _cpu_rounds)(calls, rounds)
+
+
+def _turns(calls: Calls[Name], rounds: range) -> Iterator[tuple[Name, Callable[[], object]]]:
+    """Every entry once a round, in an order drawn anew, with the call whose turn it is."""
+    for round in rounds:
+        for name in random.sample(list(calls), len(calls)):
+            yield name, calls[name][round % len(calls[name])]
+
+
+def _cpu_rounds(calls: Calls[Name], rounds: range) -> list[tuple[Name, int]]:
+    times = []
+    for name, call in _turns(calls, rounds):
         start = perf_counter_ns()
         result = call()
-        elapsed[name] = perf_counter_ns() - start
+        times.append((name, perf_counter_ns() - start))
         del result
-    return elapsed
+    return times
+
+
+def _gpu_rounds(calls: Calls[Name], rounds: range) -> list[tuple[Name, int]]:
+    """On the current GPU.
+
+    Before each call the L2 cache is filled with other data, and the GPU is kept busy for longer
+    than the host takes to queue the call: otherwise its time would hold the host's.
+    """
+    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    other_data = torch.empty(_CACHES_FLUSHED * cache, dtype=torch.uint8, device="cuda")
+    times = []
+    for name, call in _turns(calls, rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        other_data.zero_()
+        torch.cuda._sleep(_HEAD_START)
+        start.record()
+        call()
+        end.record()
+        times.append((name, start, end))
+    torch.cuda.synchronize()
+    return [(name, round(start.elapsed_time(end) * 1e6)) for name, start, end in times]
 
 
 def keep_freed_memory() -> None:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from ..backends import BACKENDS
+from ..backends import BACKENDS, cuda
 from ..bench import machine
 from ..version import __version__
 
@@ -44,6 +44,9 @@ def describe() -> dict[str, str]:
     for name, module in BACKENDS.items():
         library = getattr(module, "LIBRARY", None)
         facts[f"backend {name}"] = library.message if library else "part of torch, always there"
+    if cuda.LIBRARY.loaded:
+        archs = torch.ops.resnext_kernels_cuda.archs()
+        facts[f"backend {cuda.NAME}"] += f", compiled for {archs}"
     return facts
 
 

@@ -1,0 +1,157 @@
+"""Everything that needs a GPU, in one run: build, tests, compute-sanitizer, times.
+
+`make gpu OUT=folder` runs it on a machine with a GPU, nvcc and a torch with CUDA; neither a network
+nor a virtual environment is needed. Every stage is a command with a time limit. It leaves NAME.log
+in the folder, and the benchmarks their records; stages.json, written anew after each stage, tells
+how each ended. A stage that fails stops none of the later ones, but the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import monotonic
+
+CHECKOUT = Path(__file__).parents[2]
+MOST_SECONDS = 460.0  # of all stages together
+_GRACE = 15.0  # seconds in which an interrupted stage may write down what it has
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command, run in the checkout, and the seconds that it may take."""
+
+    name: str
+    command: Sequence[str]
+    seconds: float
+    environ: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended: "passed", "failed", "cut" by its limit, or "not run"."""
+
+    name: str
+    status: str
+    returncode: int | None
+    seconds: float
+    limit: float
+
+
+def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
+    """All stages: what the later ones build on first, then the times, then what may be cut."""
+    python = sys.executable
+    pytest = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu", "-k"]
+    kernels = "not triton and not aten"
+    one_file = "tests/test_gpu.py"
+    bench = [python, "-m", "resnext_kernels", "bench", "--device", "cuda"]
+    bench += ["--backend", "cuda", "aten", "auto"]  # what update_tuned.py reads, and what users get
+    build = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": arch}
+    # Without torch's cache an access beyond a tensor is one beyond an allocation.
+    apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    check = [sanitizer, "--error-exitcode", "9", "--tool"]
+    small = [python, "benchmarks/gpu/small.py"]
+
+    def times(suite: str, *batches: str) -> list[str]:
+        return [*bench, "--suite", suite, "--batch", *batches, "--json", str(out / f"{suite}.json")]
+
+    return [
+        Stage("build", [python, "setup.py", "build_ext", "--inplace"], 180, build),
+        Stage("info", [python, "-m", "resnext_kernels", "info"], 30),
+        Stage("tests", [*pytest, f"{kernels} and not graph and not 2_to_the_31"], 120),
+        Stage("graphs", [*pytest, "graph", one_file], 40),
+        Stage("large", [*pytest, "2_to_the_31", one_file], 40),
+        Stage("resnext50", times("resnext50", "64", "256"), 75),
+        Stage("resnext101_32x8d", times("resnext101_32x8d", "64", "256"), 75),
+        Stage("widths", times("widths", "64"), 45),
+        Stage("memcheck", [*check, "memcheck", *small], 45, apart),
+        Stage("racecheck", [*check, "racecheck", *small], 45, apart),
+    ]
+
+
+def run_stages(todo: Sequence[Stage], out: Path, most_seconds: float) -> list[Outcome]:
+    """Run the stages in their order until ``most_seconds`` have passed; also in stages.json."""
+    deadline = monotonic() + most_seconds
+    outcomes: list[Outcome] = []
+    for stage in todo:
+        print(f"== {stage.name}", flush=True)
+        outcomes.append(run_stage(stage, out, min(stage.seconds, deadline - monotonic())))
+        last = outcomes[-1]
+        print(f"   {last.status} after {last.seconds:.0f} s, {out / stage.name}.log", flush=True)
+        text = json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
+        (out / "stages.json").write_text(text + "\n")
+    return outcomes
+
+
+def run_stage(stage: Stage, out: Path, limit: float) -> Outcome:
+    """Run one stage, its output in NAME.log; at the limit it is interrupted, then killed."""
+    if limit <= 0:
+        return Outcome(stage.name, "not run", None, 0.0, 0.0)
+    environ = os.environ | {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"} | stage.environ
+    start = monotonic()
+    cut = False
+    with (out / f"{stage.name}.log").open("w") as log:
+        try:
+            process = subprocess.Popen(
+                stage.command, cwd=CHECKOUT, env=environ, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            log.write(f"{stage.command[0]}: {error.strerror}\n")
+            return Outcome(stage.name, "failed", None, monotonic() - start, limit)
+        for sent, wait in ((signal.SIGINT, limit), (signal.SIGKILL, _GRACE)):
+            try:
+                process.wait(wait)
+                break
+            except subprocess.TimeoutExpired:
+                cut = True
+                os.killpg(process.pid, sent)
+        code = process.wait()
+    status = "cut" if cut else "failed" if code else "passed"
+    return Outcome(stage.name, status, code, monotonic() - start, limit)
+
+
+def find_sanitizer() -> str:
+    """compute-sanitizer of the toolkit that compiles, or else the one on PATH."""
+    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
+    path = Path(home) / "bin" / "compute-sanitizer"
+    return str(path) if path.exists() else shutil.which(path.name) or path.name
+
+
+def arch_of(capability: tuple[int, int]) -> str:
+    """The entry of TORCH_CUDA_ARCH_LIST for one GPU; 9.0 with what only it has."""
+    return "{}.{}".format(*capability) + ("a" if capability == (9, 0) else "")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path, help="folder for logs and records")
+    out = parser.parse_args(arguments).out.resolve()
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise SystemExit(f"gpu: {sys.executable} has no torch; name another: PYTHON=...") from None
+    if not torch.cuda.is_available():
+        raise SystemExit(f"gpu: torch {torch.__version__} finds no CUDA device on this machine")
+    out.mkdir(parents=True, exist_ok=True)
+    todo = stages(out, arch_of(torch.cuda.get_device_capability()), find_sanitizer())
+    outcomes = run_stages(todo, out, MOST_SECONDS)
+    bad = [
+        f"{outcome.name} ({outcome.status})" for outcome in outcomes if outcome.status != "passed"
+    ]
+    print(f"== {len(outcomes) - len(bad)} of {len(outcomes)} stages passed, results in {out}")
+    if bad:
+        print("== not passed: " + ", ".join(bad))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

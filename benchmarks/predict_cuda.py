@@ -1,0 +1,148 @@
+"""Predicts the CUDA kernels' times from what the tests' simulator counts, without a GPU.
+
+    python benchmarks/predict_cuda.py [--suite resnext50] [--batch 64] [--json FILE]
+
+For each layer and direction the launches run in the simulator with the tiles and the blocks that
+the GPU would get. Their counts over the GPU's rates give one time for each thing that could limit
+them; the largest, and the start of each launch, is the prediction. The floor is the least traffic
+of the problem over the GPU's copy bandwidth. JSON files beside the measured results hold both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+CHECKOUT = Path(__file__).parents[1]
+sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
+
+import cuda_sim  # noqa: E402
+
+from resnext_kernels.bench.suites import SUITES, Case, cases_of  # noqa: E402
+from resnext_kernels.problem import DIRECTIONS  # noqa: E402
+
+SECTOR_BYTES = 32
+BANK_BYTES = 128  # of shared memory, a clock
+
+
+@dataclass(frozen=True)
+class Card:
+    """Rates of a GPU: ``copy`` and ``l2`` in bytes a second, ``clock`` in Hz, instructions a clock.
+
+    ``mma_k16`` and ``mma_k8`` count m16n8k16 and m16n8k8 for one multiprocessor; ``start`` is the
+    time of an empty launch and of the first loads, in seconds.
+    """
+
+    gpu: cuda_sim.Gpu
+    copy: float
+    l2: float
+    clock: float
+    mma_k16: float
+    mma_k8: float
+    start: float = 3e-6
+
+
+# Copy bandwidth of the H100 as measured; the other rates are estimates until they are measured.
+CARDS = {
+    "H100": Card(cuda_sim.Gpu(132, 227 << 10, 228 << 10), 3.0e12, 5.5e12, 1.7e9, 0.6, 1.0),
+    "A100": Card(cuda_sim.Gpu(108, 163 << 10, 164 << 10), 1.7e12, 3.5e12, 1.4e9, 0.5, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Times in microseconds; traffic as multiples of the least that the problem needs."""
+
+    card: str
+    layer: str
+    direction: str
+    batch: int
+    read: float
+    written: float
+    limits_us: dict[str, float]
+    floor_us: float
+
+    @property
+    def limit(self) -> str:
+        return max(self.limits_us, key=lambda name: self.limits_us[name])
+
+    @property
+    def predicted_us(self) -> float:
+        return self.limits_us[self.limit] + self.limits_us["start"]
+
+    @property
+    def share(self) -> float:
+        """Of the copy bandwidth."""
+        return self.floor_us / self.predicted_us
+
+
+def predict(name: str, case: Case) -> Prediction:
+    """Simulate one case with bfloat16 random operands and divide its counts by a card's rates."""
+    card, problem = CARDS[name], case.problem
+    input, weight, output = (
+        torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last)
+        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
+    )
+    operands = {"fprop": (input, weight), "dgrad": (output, weight), "wgrad": (output, input)}
+    run = getattr(cuda_sim, case.direction)
+    options = cuda_sim.Options(races=False)
+    launches = run(problem, *operands[case.direction], gpu=card.gpu, options=options).launches
+    count = {key: sum(launch[key] for launch in launches) for key in launches[0].counters}
+    result = {"fprop": output, "dgrad": input, "wgrad": weight}[case.direction]
+    read = SECTOR_BYTES * count["sectors_read"]
+    written = SECTOR_BYTES * count["sectors_written"]
+    least_written = result.numel() * 2
+    least_read = problem.bytes_moved() - least_written
+    wavefronts = sum(count[key] for key in count if key.endswith("_wavefronts"))
+    per_clock = card.gpu.multiprocessors * card.clock
+    mma = count["mma_k16"] / card.mma_k16 + count["mma_k8"] / card.mma_k8
+    seconds = {
+        # What exceeds the least traffic is served by the L2 cache.
+        "memory": problem.bytes_moved() / card.copy,
+        "L2": (read + written) / card.l2,
+        "shared memory": wavefronts / per_clock,
+        "mma": mma / per_clock,
+        "start": card.start * len(launches),
+    }
+    return Prediction(
+        name, str(case.layer), case.direction, case.batch, read / least_read,
+        written / least_written, {key: value * 1e6 for key, value in seconds.items()},
+        problem.bytes_moved() / card.copy * 1e6,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=SUITES, default="resnext50")
+    parser.add_argument("--card", choices=CARDS, nargs="+", default=list(CARDS))
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    cases = cases_of(arguments.suite, DIRECTIONS, [torch.bfloat16], [arguments.batch], "cuda")
+    predictions = []
+    for card in arguments.card:
+        for case in cases:
+            p = predict(card, case)
+            predictions.append(p)
+            print(
+                f"{card} {p.layer:22} {p.direction} read {p.read:5.2f} written {p.written:6.2f}  "
+                f"floor {p.floor_us:6.1f} us, predicted {p.predicted_us:6.1f} us by {p.limit}, "
+                f"{100 * p.share:.0f}% of copy",
+                flush=True,
+            )
+    if arguments.json:
+        records = [
+            asdict(p) | {"limit": p.limit, "predicted_us": p.predicted_us, "share": p.share}
+            for p in predictions
+        ]
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps({"predictions": records}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+// wgrad: the sum over all pixels of grad_output times the input at each tap.
+//
+// The pixels are what a matrix instruction sums over: 16 anchors of a chunk, their gradients read
+// transposed, and for each tap the input pixels the tap meets. The sums of all taps stay in
+// registers while the block walks over its strips, so each operand is read from memory once. At
+// the end each block writes its sums; `sum_kernel` adds those of all blocks in a fixed order, so
+// that the same call gives the same bits.
+#pragma once
+
+#include <type_traits>
+
+#include "wgrad_direct.cuh"
+#include "wgrad_sums.cuh"
+
+namespace rnk::cuda {
+
+// Writes those of a warp's sums that are weights; `out`, `in`: its first channels in `group`.
+template <class Sums>
+RNK_DEVICE void write_partial(const WgradConv& conv, const Sums& sums, int group, int out, int in,
+                              float* partial) {
+  const WgradShares& shares = conv.shares;
+  sums.each([&](int o, int tap, int i, float value) {
+    const int to = group * shares.group_out + out + o, from = group * shares.group_in + in + i;
+    if (out + o >= shares.group_out || in + i >= shares.group_in) return;
+    if (to >= conv.out_channels || to / conv.out_width != from / conv.in_width) return;
+    st_global_4(
+        partial + (static_cast<int64_t>(to) * kTaps + tap) * conv.in_width + from % conv.in_width,
+        float_bits(value));
+  });
+}
+
+template <class Format, class Taps, class Sums>
+RNK_KERNEL(kWgradThreads, Sums::kBlocks)
+wgrad_kernel(const WgradConv conv) {
+  constexpr int kLookahead = 2;
+  constexpr int kElementBytes = kVectorBytes / Sums::kVectorChannels;
+  const Tiles& tiles = conv.tiles;
+  const WgradShares& shares = conv.shares;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  constexpr int kAlong = kWgradThreads / 32 / Sums::kAcross;
+  const int across = warp % Sums::kAcross, along = warp / Sums::kAcross;
+  const int lanes = gridDim.x / conv.channel_blocks;
+
+  const int channel_block = blockIdx.x % conv.channel_blocks;
+  const int input_share = channel_block % shares.input_shares;
+  const int output_share = channel_block / shares.input_shares % shares.output_shares;
+  const int first_group =
+      channel_block / shares.input_shares / shares.output_shares * shares.block_groups;
+  const int first_in = first_group * shares.group_in + input_share * Sums::kAcross * kWgradInputs;
+  const int first_out = first_group * shares.group_out + output_share * Sums::kOutputs;
+  const int present_in = (conv.in_channels - first_in) / Sums::kVectorChannels;
+  const int present_out = (conv.out_channels - first_out) / Sums::kVectorChannels;
+  // This warp's channels, from the first of the block.
+  const int group = across / shares.group_warps;
+  const int in = group * shares.group_in + across % shares.group_warps * kWgradInputs;
+  const int out = group * shares.group_out;
+
+  const int grad_bytes = tiles.anchor_bytes;
+  const Ring<Taps> ring{shared_base(), tiles.pixel_bytes};
+  const uint32_t grads = ring.base + tiles.ring_bytes;
+  const uint32_t table = grads + (kLookahead + 1) * tiles.stage_bytes;
+  const RowVectors in_list(tiles.columns, shares.vectors_in);
+  const RowVectors out_list(tiles.strip_w, shares.vectors_out);
+  const auto load = [&](const Walk<Taps>& walk, int stage) {
+    load_rows(conv, ring, in_list, walk, first_in * kElementBytes, present_in, true);
+    const int top = walk.row + walk.chunk * tiles.chunk_h;
+    for (int k = 0; k < tiles.images; ++k) {
+      const unsigned char* image = conv.grad + conv.grad_strides.n * (walk.image + k) +
+                                   static_cast<int64_t>(first_out) * kElementBytes;
+      const int row_end = k < walk.images ? walk.row + walk.rows : 0;
+      const int first = k * tiles.chunk_h * tiles.strip_w;
+      const uint32_t base = grads + stage * tiles.stage_bytes + first * grad_bytes;
+      out_list.each(0, tiles.chunk_h, [&](int row, int column, int vector) {
+        const int y = top + row, x = walk.column + column;
+        const bool inside = y < row_end && x < conv.anchor_w && vector < present_out;
+        const unsigned char* pixel = image + y * conv.grad_strides.h + x * conv.grad_strides.w;
+        cp_async_16(base + (row * tiles.strip_w + column) * grad_bytes + vector * kVectorBytes,
+                    inside ? pixel + vector * kVectorBytes : conv.grad, inside);
+      });
+    }
+  };
+
+  Walk<Taps> ahead(conv, blockIdx.x / conv.channel_blocks), now = ahead;
+  int stage = 0;
+#pragma unroll
+  for (int k = 0; k < kLookahead; ++k) {
+    if (!ahead.at_end(conv)) load(ahead, k);
+    ahead.next(conv, lanes);
+    cp_async_commit();
+  }
+  write_anchors(tiles, table);
+  // The anchors that fill up the last 16 are zeros for good.
+  for (int k = 0; k <= kLookahead; ++k) {
+    const uint32_t end = grads + (k + 1) * tiles.stage_bytes;
+    for (uint32_t p = grads + k * tiles.stage_bytes + tiles.anchors * grad_bytes +
+                      threadIdx.x * kVectorBytes;
+         p < end; p += blockDim.x * kVectorBytes) {
+      st_shared_16(p, Vec16{});
+    }
+  }
+  Sums sums(conv);
+
+  for (; !now.at_end(conv); now.next(conv, lanes)) {
+    cp_async_wait<kLookahead - 1>();
+    sync_threads();
+    if (!ahead.at_end(conv)) load(ahead, stage ? stage - 1 : kLookahead);
+    ahead.next(conv, lanes);
+    cp_async_commit();
+    const WgradOperands<Taps> operands{tiles,
+                                       ring,
+                                       grads + stage * tiles.stage_bytes,
+                                       out / Sums::kVectorChannels,
+                                       in / Sums::kVectorChannels,
+                                       shares.vectors_out - 1,
+                                       shares.vectors_in - 1,
+                                       table,
+                                       now.slot};
+    for (int first = along * kRowTile; first < tiles.anchors; first += kAlong * kRowTile) {
+      sums.add(Format{}, operands, first);
+    }
+    stage = stage == kLookahead ? 0 : stage + 1;
+  }
+  cp_async_wait<0>();
+
+  sums.finish();
+  // The sums of the warps that shared the pixels, through shared memory, in their order.
+  constexpr int kStride = Sums::kAcross * 32 * 4;
+  const uint32_t exchange = ring.base + (across * 32 + lane) * 4;
+  for (int giver = kAlong - 1; giver; --giver) {
+    sync_threads();
+    if (along == giver) {
+#pragma unroll
+      for (int k = 0; k < Sums::kCount; ++k) {
+        st_shared_4(exchange + k * kStride, float_bits(sums.v[k]));
+      }
+    }
+    sync_threads();
+    if (along == giver - 1) {
+#pragma unroll
+      for (int k = 0; k < Sums::kCount; ++k) {
+        sums.v[k] += bits_float(ld_shared_4(exchange + k * kStride));
+      }
+    }
+  }
+  if (along) return;
+  const int64_t split = blockIdx.x / conv.channel_blocks;
+  write_partial(conv, sums, first_group + group, output_share * Sums::kOutputs,
+                input_share * Sums::kAcross * kWgradInputs + in - group * shares.group_in,
+                conv.partial + split * conv.out_channels * kTaps * conv.in_width);
+}
+
+constexpr int kSumThreads = 256;
+constexpr int kSumWeights = 32;  // of a block
+constexpr int kSumLanes = kSumThreads / kSumWeights;
+
+struct SumSplits {
+  const float* partial = nullptr;  // [splits][weights]
+  unsigned char* sum = nullptr;    // [weights]
+  int64_t weights = 0;
+  int splits = 0;
+};
+
+// Adds the partial sums of all splits: kSumLanes threads a weight, then those in their order.
+template <class Format>
+RNK_KERNEL(kSumThreads, 8)
+sum_kernel(const SumSplits task) {
+  const int lane = threadIdx.x / kSumWeights, column = threadIdx.x % kSumWeights;
+  const int64_t weight = static_cast<int64_t>(blockIdx.x) * kSumWeights + column;
+  float sum = 0;
+  if (weight < task.weights) {
+#pragma unroll 8
+    for (int split = lane; split < task.splits; split += kSumLanes) {
+      sum += bits_float(ld_global_4(task.partial + split * task.weights + weight));
+    }
+  }
+  const uint32_t mine = shared_base() + threadIdx.x * 4;
+  st_shared_4(mine, float_bits(sum));
+  sync_threads();
+  if (lane) return;
+#pragma unroll
+  for (int k = 1; k < kSumLanes; ++k) sum += bits_float(ld_shared_4(mine + k * kSumWeights * 4));
+  if (weight >= task.weights) return;
+  if constexpr (std::is_same_v<Format, F32>) {
+    st_global_4(task.sum + weight * 4, float_bits(sum));
+  } else {
+    st_global_2(task.sum + weight * 2, static_cast<uint16_t>(pack(Format{}, sum, 0)));
+  }
+}
+
+}  // namespace rnk::cuda

@@ -1,0 +1,116 @@
+"""The machine code of the CUDA kernels: no spills, tensor cores, wide accesses, occupancy."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import cuda_build
+import pytest
+
+ARCHS = ("sm_80", "sm_90a", "sm_100")
+REGISTERS = 65536  # of a multiprocessor, on all of these; given to a warp in units of 256
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
+_USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)")
+_PLAN = re.compile(r"\.entry (\w+)\([^)]*\)\s+\.maxntid (\d+)\s+\.minnctapersm (\d+)")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the compiler made of a kernel for one architecture."""
+
+    name: str
+    registers: int  # a thread
+    stack: int  # bytes a thread, local memory included
+    instructions: Counter[str]
+
+    def count(self, *prefixes: str) -> int:
+        return sum(n for name, n in self.instructions.items() if name.startswith(prefixes))
+
+    @property
+    def convolves(self) -> bool:
+        """Whether it is a convolution, and not a sum of its parts."""
+        return "sum" not in self.name
+
+    @property
+    def writes_images(self) -> bool:
+        return self.convolves and "wgrad" not in self.name
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    return cuda_build.library()
+
+
+def cuobjdump(*arguments: str | Path) -> str:
+    # -sass calls nvdisasm, which may stand elsewhere.
+    folders = [str(cuda_build.tool(name).parent) for name in ("cuobjdump", "nvdisasm")]
+    return subprocess.run(
+        [cuda_build.tool("cuobjdump"), *arguments],
+        env=cuda_build.environment(PATH=":".join(folders)),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+@pytest.fixture(scope="session", params=ARCHS)
+def kernels(library: Path, request: pytest.FixtureRequest) -> list[Kernel]:
+    usage = _USAGE.findall(cuobjdump("-arch", request.param, "-res-usage", library))
+    parts = cuobjdump("-arch", request.param, "-sass", library).split("\t\tFunction : ")[1:]
+    code = {name: Counter(_INSTRUCTION.findall(text)) for name, _, text in
+            (part.partition("\n") for part in parts)}  # fmt: skip
+    assert {name for name, *_ in usage} == set(code)
+    assert all(instructions["EXIT"] for instructions in code.values())
+    return [Kernel(n, int(r), int(s) + int(x), code[n]) for n, r, s, x in usage]
+
+
+def test_every_architecture_has_every_kernel(library: Path, kernels: list[Kernel]) -> None:
+    names = {kernel.name for kernel in kernels}
+    assert names == set(plans(library))
+    for part in ("Bf16", "Fp16", "wgrad"):
+        assert any(part in name for name in names)
+
+
+def plans(library: Path) -> dict[str, tuple[int, int]]:
+    """Threads of a block and blocks of a multiprocessor that each kernel is planned for."""
+    ptx = cuobjdump("-ptx", library)
+    return {name: (int(threads), int(blocks)) for name, threads, blocks in _PLAN.findall(ptx)}
+
+
+def test_nothing_is_spilled(kernels: list[Kernel]) -> None:
+    spilled = {k.name: k.stack for k in kernels if k.stack or k.count("LDL", "STL")}
+    assert spilled == {}
+
+
+def test_convolutions_run_on_tensor_cores(kernels: list[Kernel]) -> None:
+    assert any(kernel.convolves for kernel in kernels)
+    for kernel in kernels:
+        if not kernel.convolves:
+            continue
+        wanted = "BF16" if "Bf16" in kernel.name else "F32"
+        found = [name for name in kernel.instructions if name.startswith("HMMA")]
+        assert found and all(name.endswith(wanted) for name in found), kernel.name
+
+
+def test_images_move_sixteen_bytes_at_a_time(kernels: list[Kernel]) -> None:
+    assert any(kernel.writes_images for kernel in kernels)
+    for kernel in kernels:
+        if kernel.convolves:
+            assert kernel.count("LDGSTS") > 0, kernel.name
+            narrow = {n for n in kernel.instructions if n.startswith("LDGSTS") and "128" not in n}
+            assert narrow == set(), kernel.name
+        if kernel.writes_images:
+            stores = {name for name in kernel.instructions if name.startswith("STG")}
+            assert stores and all(name.endswith(".128") for name in stores), (kernel.name, stores)
+
+
+def test_registers_allow_the_planned_occupancy(library: Path, kernels: list[Kernel]) -> None:
+    planned = plans(library)
+    for kernel in kernels:
+        threads, blocks = planned[kernel.name]
+        of_warp = -(-kernel.registers * 32 // 256) * 256
+        assert of_warp * (threads // 32) * blocks <= REGISTERS, (kernel.name, kernel.registers)

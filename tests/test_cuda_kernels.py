@@ -1,0 +1,233 @@
+"""The CUDA kernels, run by the block simulator of cuda_sim/, against the float64 reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import random
+from collections.abc import Iterator
+
+import cuda_sim
+import pytest
+import torch
+from cuda_sim import Gpu, Options, SimulatorError
+from problems import PROBLEMS, TOLERANCES, WIDTHS, operand_shapes, problem, relative_error, truth
+from torch import Tensor
+
+from resnext_kernels import reference
+from resnext_kernels.problem import DIRECTIONS, ConvProblem, Direction
+
+KIB = 1024
+MAP_NORESERVE = 0x4000  # of Linux; Python has no name for it
+GPUS = (Gpu(2, 100 * KIB, 100 * KIB), Gpu(132, 227 * KIB, 228 * KIB), Gpu(7, 99 * KIB, 100 * KIB))
+OPTIONS = (
+    Options(),
+    Options(order="reverse", early_copies=True),
+    Options(order="random", seed=1),
+)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Half the distance of two numbers next to each other is at most this part of them.
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+SIZES = ((1, 1), (1, 40), (40, 1), (2, 2), (7, 7), (16, 17), (3, 300))
+
+
+def is_served(p: ConvProblem, dtype: torch.dtype) -> bool:
+    """Whether the kernels are there for a problem."""
+    widths = (p.in_width, p.out_width)
+    most = 64 if dtype == torch.float32 else 192
+    return (
+        p.batch > 0
+        and p.kernel == (3, 3)
+        and p.stride in ((1, 1), (2, 2))
+        and p.dilation == (1, 1)
+        and p.in_channels % 8 == p.out_channels % 8 == 0
+        and max(widths) <= most
+        and (widths in ((1, 1), (2, 2), (4, 4)) or not any(width % 8 for width in widths))
+    )
+
+
+def _problems() -> Iterator[ConvProblem]:
+    yield from PROBLEMS
+    for width in WIDTHS:
+        # More than one block's channels, and a rest of them.
+        groups = 144 // width // 8 * 8 if width <= 8 else 80 // width + 2
+        for stride in (1, 2):
+            yield problem(width, groups=groups, size=(9, 20), stride=(stride,) * 2)
+            yield problem(width, groups=8 // min(width, 8) * 2, size=(5, 6),
+                          stride=(stride,) * 2, padding=(0, 0))  # fmt: skip
+    for widths in ((8, 24), (40, 16), (16, 64), (72, 48)):
+        yield problem(*widths, groups=3, size=(8, 11))
+        yield problem(*widths, groups=3, size=(8, 11), stride=(2, 2))
+    for width in (4, 8, 16, 32, 48):
+        for stride in (1, 2):
+            for size in SIZES:
+                yield problem(width, groups=96 // width, size=size, stride=(stride,) * 2)
+            for padding in ((0, 1), (2, 0), (2, 2), (4, 3)):
+                yield problem(width, size=(6, 9), stride=(stride,) * 2, padding=padding)
+    yield problem(4, groups=32, batch=7, size=(8, 8))
+
+
+ALL = list(dict.fromkeys(_problems()))
+SERVED = [p for p in ALL if any(is_served(p, dtype) for dtype in DTYPES)]
+each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled() -> None:
+    cuda_sim.kernels()
+
+
+def images(shape: tuple[int, ...], dtype: torch.dtype, sliced: bool = False) -> Tensor:
+    """Random channels_last images, or a slice of larger ones, at a multiple of 16 bytes."""
+    n, c, h, w = shape
+    if not sliced:
+        return torch.randn(n, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
+    whole = torch.randn(n + 1, h + 2, w + 3, c + 24, dtype=dtype)
+    return whole[1:, 1:-1, 2:-1, 8:-16].permute(0, 3, 1, 2)
+
+
+def weights(p: ConvProblem, dtype: torch.dtype) -> Tensor:
+    return torch.randn(p.weight_shape, dtype=dtype)
+
+
+def check(out: Tensor, truth: Tensor) -> None:
+    """``out`` is right as a whole and in each of its numbers."""
+    assert relative_error(out, truth) < TOLERANCES[out.dtype]
+    difference = (out.double() - truth).abs()
+    assert (difference <= ROUNDING[out.dtype] * truth.abs() + 1e-5 * truth.abs().max()).all()
+
+
+def operands(p: ConvProblem, direction: Direction, dtype: torch.dtype, sliced: bool) -> list:
+    first, second = operand_shapes(p, direction)
+    if direction == "wgrad":
+        return [images(first, dtype, sliced), images(second, dtype, sliced)]
+    return [images(first, dtype, sliced), weights(p, dtype)]
+
+
+@pytest.mark.parametrize("p", SERVED, ids=str)
+@each_direction
+def test_directions(p: ConvProblem, direction: Direction) -> None:
+    """Every problem in every format, the GPUs, orders and layouts in turn."""
+    turn = SERVED.index(p)
+    for i, dtype in enumerate(dtype for dtype in DTYPES if is_served(p, dtype)):
+        a, b = operands(p, direction, dtype, sliced=(turn + i) % 2 == 1)
+        gpu, options = GPUS[(turn + i) % 3], OPTIONS[(turn // 3 + i) % 3]
+        result = getattr(cuda_sim, direction)(p, a, b, gpu=gpu, options=options)
+        check(result.out, truth(p, direction, a, b))
+
+
+def random_problem(numbers: random.Random) -> ConvProblem:
+    width = numbers.choice((1, 2, 4, *range(8, 80, 8)))
+    out_width = numbers.choice((width, numbers.randrange(8, 80, 8))) if width >= 8 else width
+    return problem(
+        width,
+        out_width,
+        groups=numbers.randrange(8, 200, 8) // width if width <= 8 else numbers.randrange(1, 5),
+        batch=numbers.randrange(1, 5),
+        size=(numbers.randrange(3, 36), numbers.randrange(3, 36)),
+        stride=(numbers.choice((1, 2)),) * 2,
+        padding=(numbers.randrange(3), numbers.randrange(3)),
+    )
+
+
+@pytest.mark.parametrize("draw", range(20))
+@each_direction
+def test_random_problems(direction: Direction, draw: int) -> None:
+    numbers = random.Random(torch.initial_seed())
+    p = random_problem(numbers)
+    gpu = Gpu(numbers.randrange(1, 40), 227 * KIB, 228 * KIB)
+    options = Options(order="random", seed=numbers.randrange(2**32))
+    dtype = numbers.choice([dtype for dtype in DTYPES if is_served(p, dtype)])
+    a, b = operands(p, direction, dtype, sliced=numbers.random() < 0.5)
+    result = getattr(cuda_sim, direction)(p, a, b, gpu=gpu, options=options)
+    check(result.out, truth(p, direction, a, b))
+
+
+EPILOGUES = [(bias, residual, relu) for bias in (0, 1) for residual in (0, 1) for relu in (0, 1)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("bias", "residual", "relu"), EPILOGUES)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [1, 4, 8, 16, 32, 40])
+def test_epilogue(width, stride, bias, residual, relu, dtype) -> None:
+    p = problem(width, groups=max(2, 72 // width), size=(9, 11), stride=(stride,) * 2)
+    a, w = images(p.input_shape, dtype, sliced=True), weights(p, dtype)
+    b = torch.randn(p.out_channels, dtype=dtype) if bias else None
+    r = images(p.output_shape, dtype, sliced=True) if residual else None
+    result = cuda_sim.fprop(
+        p, a, w, b, r, bool(relu), out=images(p.output_shape, dtype, sliced=True), gpu=GPUS[0]
+    )
+    expected = reference.fprop(p, a, w, b)
+    expected = expected + r.double() if r is not None else expected
+    check(result.out, expected.relu() if relu else expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("width", [8, 40])
+@pytest.mark.parametrize("stride", [1, 2])
+@each_direction
+def test_same_bits_in_every_order(
+    direction: Direction, stride: int, width: int, dtype: torch.dtype
+) -> None:
+    p = problem(width, groups=80 // width, size=(12, 15), stride=(stride, stride))
+    a, b = operands(p, direction, dtype, sliced=False)
+    simulate = getattr(cuda_sim, direction)
+    first, *others = [simulate(p, a, b, gpu=GPUS[0], options=options).out for options in OPTIONS]
+    assert all(torch.equal(first, other) for other in others)
+
+
+def far_apart(images: Tensor) -> Tensor:
+    """A copy in memory of more than 2^31 elements, of which little is ever touched."""
+    n, c, h, w = images.shape
+    strides = (2**31 + 64, 1, 2**28 + 8, c)
+    elements = sum((d - 1) * s for d, s in zip(images.shape, strides, strict=True)) + 1
+    size = elements * images.element_size()
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    whole = torch.frombuffer(memory, dtype=images.dtype)
+    return whole.as_strided(images.shape, strides).copy_(images)
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [(4, torch.float16), (16, torch.bfloat16), (40, torch.float16), (8, torch.float32)],
+)
+@pytest.mark.parametrize("stride", [1, 2])
+@each_direction
+def test_more_than_2_31_elements(direction: Direction, stride: int, width: int, dtype) -> None:
+    p = problem(width, groups=4, size=(6, 7), stride=(stride, stride))
+    a, b = operands(p, direction, dtype, sliced=False)
+    expected = truth(p, direction, a, b)
+    if direction == "wgrad":
+        result = cuda_sim.wgrad(p, far_apart(a), far_apart(b))
+    else:
+        out = far_apart(torch.zeros(expected.shape, dtype=a.dtype))
+        result = getattr(cuda_sim, direction)(p, far_apart(a), b, out=out)
+    check(result.out, expected)
+
+
+def test_not_supported_reason() -> None:
+    """The launchers serve exactly what they are meant to."""
+    for p in ALL:
+        for dtype in DTYPES:
+            if p.batch:
+                reason = cuda_sim.not_supported_reason(p, dtype)
+                assert (reason is None) == is_served(p, dtype), f"{p}: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kernel": (5, 5)}, "kernels other than 3x3"),
+        ({"stride": (2, 1)}, "strides other than 1 and 2"),
+        ({"stride": (3, 3)}, "strides other than 1 and 2"),
+        ({"dilation": (2, 1)}, "dilation"),
+        ({"in_channels": 12, "out_channels": 12, "groups": 3}, "no multiple of 8"),
+    ],
+)
+@each_direction
+def test_refuses(change: dict, reason: str, direction: Direction) -> None:
+    p = dataclasses.replace(problem(4, groups=4, size=(9, 9)), **change)
+    a, b = operands(p, direction, torch.bfloat16, sliced=False)
+    with pytest.raises(SimulatorError, match=reason):
+        getattr(cuda_sim, direction)(p, a, b)

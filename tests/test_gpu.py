@@ -1,0 +1,293 @@
+"""The CUDA kernels on a GPU: streams, graphs, memory, huge tensors, and problems drawn at random.
+
+tests/test_parity.py holds them to the reference over the list of problems; `make gpu` runs both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from problems import (
+    LAYOUTS,
+    TOLERANCES,
+    operand_shapes,
+    problem,
+    randn,
+    relative_error,
+    truth,
+)
+from problems import run as run_or_skip
+
+import resnext_kernels as rk
+from resnext_kernels import dispatch, ops
+from resnext_kernels.backends import cuda
+from resnext_kernels.bench import suites
+from resnext_kernels.problem import DIRECTIONS, ConvProblem
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
+each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
+each_dtype = pytest.mark.parametrize("dtype", cuda.DTYPES, ids=lambda d: str(d)[6:])
+each_layer = pytest.mark.parametrize(
+    "layer",
+    dict.fromkeys([*suites.SUITES["resnext50"], *suites.SUITES["resnext101_32x8d"]]),
+    ids=str,
+)
+
+
+def operands(case: ConvProblem, direction: str, dtype: torch.dtype, layout="channels_last"):
+    return [randn(s, dtype, layout, "cuda") for s in operand_shapes(case, direction)]
+
+
+def run(case: ConvProblem, direction: str, first: torch.Tensor, second: torch.Tensor):
+    """One direction of a problem that the kernels must not refuse."""
+    try:
+        return run_or_skip(case, direction, "cuda", first, second)
+    except pytest.skip.Exception as refused:
+        pytest.fail(f"{direction} of {case} is refused: {refused}")
+
+
+def check(case: ConvProblem, direction: str, first: torch.Tensor, second: torch.Tensor) -> None:
+    out = run(case, direction, first, second)
+    expected = truth(case, direction, first, second)
+    assert relative_error(out, expected) < TOLERANCES[first.dtype]
+
+
+def test_the_kernels_are_here():
+    assert cuda.LIBRARY.loaded, cuda.LIBRARY.message
+    plain = dataclasses.replace(problem(8, groups=8), device="cuda", dtype=torch.bfloat16)
+    for direction in DIRECTIONS:
+        assert cuda.not_supported_reasons(plain, direction) == []
+    assert cuda.isa().startswith("sm_")
+
+
+@each_direction
+@each_dtype
+@each_layer
+def test_resnext_layers(layer, dtype, direction):
+    """Every layer that the package is for is served, and taken where nothing was measured."""
+    case = layer.problem(3, dtype, device="cuda")
+    against = dispatch.auto_reasons_against(cuda, case, direction)
+    assert not against or "aten measured faster" in against[0]
+    check(case, direction, *operands(case, direction, dtype))
+
+
+@st.composite
+def served(draw) -> ConvProblem:
+    width = draw(st.sampled_from([1, 2, 4, 8, 16, 24, 32, 40, 64, 112]))
+    groups = 8 // math.gcd(8, width) * draw(st.integers(1, 9))
+    stride, padding = draw(st.integers(1, 2)), draw(st.integers(0, 2))
+    size = draw(st.tuples(*[st.integers(3 - min(2 * padding, 2), 70)] * 2))
+    return problem(
+        width, groups=groups, batch=draw(st.integers(1, 5)), size=size,
+        stride=(stride, stride), padding=(padding, padding),
+    )  # fmt: skip
+
+
+@each_direction
+@settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
+)
+@given(
+    case=served(),
+    dtype=st.sampled_from(cuda.DTYPES),
+    layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 2),
+)
+def test_any_problem_of_the_kernels(direction, case, dtype, layouts):
+    case = dataclasses.replace(case, device="cuda", dtype=dtype)
+    if cuda.not_supported_reasons(case, direction):
+        return
+    shapes = operand_shapes(case, direction)
+    tensors = [randn(s, dtype, y, "cuda") for s, y in zip(shapes, layouts, strict=True)]
+    check(case, direction, *tensors)
+
+
+@each_direction
+def test_the_current_stream_is_used(direction):
+    case = suites.SUITES["resnext50"][0].problem(2, torch.bfloat16, device="cuda")
+    first, second = operands(case, direction, torch.bfloat16)
+    late = torch.full_like(first, float("nan"))
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(first)  # some 25 ms after the call is queued
+        out = run(case, direction, late, second)
+    stream.synchronize()
+    assert relative_error(out, truth(case, direction, first, second)) < TOLERANCES[out.dtype]
+
+
+@each_direction
+def test_nothing_waits_for_the_gpu(direction):
+    case = problem(8, groups=8, size=(14, 14))
+    tensors = operands(case, direction, torch.float16)
+    run(case, direction, *tensors)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run(case, direction, *tensors)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@each_direction
+@each_layer
+def test_graph_capture_and_replay(layer, direction):
+    """A captured call computes anew from what its operands hold at each replay."""
+    case = layer.problem(2, torch.bfloat16, device="cuda")
+    tensors = operands(case, direction, torch.bfloat16)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run(case, direction, *tensors)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(case, direction, *tensors)
+    for _ in range(2):
+        for tensor in tensors:
+            tensor.copy_(torch.randn_like(tensor))
+        graph.replay()
+        expected = truth(case, direction, *tensors)
+        assert relative_error(out, expected) < TOLERANCES[torch.bfloat16]
+
+
+def test_graph_of_a_training_step():
+    layer = rk.GroupedConv2d(128, 128, 3, padding=1, groups=32)
+    layer.backend = "cuda"
+    layer = layer.cuda().bfloat16().to(memory_format=torch.channels_last)
+    input = randn((4, 128, 14, 14), torch.bfloat16, "channels_last", "cuda").requires_grad_()
+    step = torch.cuda.make_graphed_callables(layer, (input,))
+    for _ in range(2):
+        sample = torch.randn_like(input).requires_grad_()
+        grads = torch.autograd.grad(step(sample).square().sum(), [sample, *layer.parameters()])
+        expected = torch.autograd.grad(layer(sample).square().sum(), [sample, *layer.parameters()])
+        assert all(
+            relative_error(g, e.double().cpu()) < 1e-2 for g, e in zip(grads, expected, strict=True)
+        )
+
+
+@each_direction
+@each_layer
+def test_equal_bits_again(layer, direction):
+    case = layer.problem(5, torch.bfloat16, device="cuda")
+    tensors = operands(case, direction, torch.bfloat16)
+    first = run(case, direction, *tensors)
+    assert all(torch.equal(first, run(case, direction, *tensors)) for _ in range(5))
+
+
+@each_direction
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_on_another_gpu_than_the_current_one(direction):
+    case = suites.SUITES["resnext50"][0].problem(2, torch.bfloat16, device="cuda")
+    tensors = [t.to("cuda:1") for t in operands(case, direction, torch.bfloat16)]
+    with torch.cuda.device(0):
+        check(case, direction, *tensors)
+        assert torch.cuda.current_device() == 0
+
+
+HUGE = {
+    "fprop": "input and output",
+    "dgrad": "both gradients",
+    "wgrad": "both operands",
+}
+
+
+@pytest.mark.parametrize("direction", HUGE, ids=lambda d: f"{d}: {HUGE[d]}")
+def test_more_than_2_to_the_31_elements(direction):
+    """The last images are right where their offsets exceed 32 bits."""
+    layer = suites.SUITES["resnext50"][0]
+    batch = 2**31 // (layer.channels * layer.size**2) + 3
+    case = layer.problem(batch, torch.bfloat16, device="cuda")
+    if torch.cuda.mem_get_info()[0] < 5 * math.prod(case.input_shape) * 2:
+        pytest.skip("not enough memory on this GPU")
+    first = randn(operand_shapes(case, direction)[0], torch.bfloat16, "channels_last", "cuda")
+    second = randn(operand_shapes(case, direction)[1], torch.bfloat16, "channels_last", "cuda")
+    assert first.numel() > 2**31
+    some = 2
+    tail = dataclasses.replace(case, batch=some)
+    if direction == "wgrad":
+        # All but the images at the ends are zeros: the rest of the sum is known without a sum.
+        first[some:-some] = 0
+        out = run(case, direction, first, second)
+        parts = [
+            truth(tail, direction, first[s], second[s]) for s in (slice(some), slice(-some, None))
+        ]
+        expected = parts[0] + parts[1]
+        assert relative_error(out, expected) < TOLERANCES[torch.bfloat16]
+        return
+    out = run(case, direction, first, second)
+    for images in (slice(some), slice(-some, None)):
+        expected = truth(tail, direction, first[images], second)
+        assert relative_error(out[images], expected) < TOLERANCES[torch.bfloat16]
+
+
+OPS = torch.ops.resnext_kernels_cuda if cuda.LIBRARY.loaded else None
+CONV = ([1, 1], [1, 1], [1, 1], 2)
+
+
+def last(*shape: int, dtype=torch.bfloat16) -> torch.Tensor:
+    return randn(shape, dtype, "channels_last", "cuda")
+
+
+@pytest.mark.parametrize(
+    "changed, expected",
+    [
+        ({"input": lambda: last(1, 16, 5, 5, dtype=torch.float32)}, "expected float16 or bfloat16"),
+        ({"weight": lambda: last(16, 8, 3, 3, dtype=torch.float16)}, "weight: expected the dtype"),
+        ({"weight": lambda: last(16, 4, 3, 3)}, "groups=2: expected a divisor"),
+        ({"weight": lambda: last(16, 8, 3, 3).contiguous()}, "weight: .* expected dense"),
+        ({"weight": lambda: last(16, 8, 3, 3).cpu()}, "weight: expected on cuda:0"),
+        ({"input": lambda: last(1, 16, 5, 5).contiguous()}, "input: strides .* expected 1 for"),
+        ({"input": lambda: last(1, 20, 5, 5)[:, 2:18]}, "input: .* multiple"),
+        ({"output": lambda: last(1, 16, 5, 4)}, r"output: .*, expected \(1, 16, 5, 5\)"),
+        ({"output": lambda: last(1, 16, 1, 5).expand(1, 16, 5, 5)}, "output: .* expected dense"),
+        ({"bias": lambda: last(1, 8, 1, 1)[0, :, 0, 0]}, r"bias: shape \(8\), expected \(16\)"),
+        ({"residual": lambda: last(2, 16, 5, 5)}, "residual: shape"),
+        ({"stride": [0, 1]}, r"stride=\(0, 1\): expected 2 values >= 1"),
+        ({"padding": [1]}, r"padding=\(1\): expected 2 values >= 0"),
+        ({"groups": 0}, "groups=0: expected a divisor"),
+    ],
+)  # fmt: skip
+def test_the_private_operators_check_what_the_kernels_rely_on(changed, expected):
+    arguments = {
+        "input": last(1, 16, 5, 5), "weight": last(16, 8, 3, 3), "bias": None, "residual": None,
+        "output": last(1, 16, 5, 5), "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1],
+        "groups": 2, "relu": False,
+    }  # fmt: skip
+    OPS.fprop(**arguments)
+    changed = {name: value() if callable(value) else value for name, value in changed.items()}
+    with pytest.raises(RuntimeError, match=expected):
+        OPS.fprop(**(arguments | changed))
+    torch.cuda.synchronize()
+
+
+def test_a_compiled_training_step():
+    layer = rk.GroupedConv2d(64, 64, 3, stride=2, padding=1, groups=8)
+    layer.backend = "cuda"
+    layer = layer.cuda().half().to(memory_format=torch.channels_last)
+    input = randn((2, 64, 14, 14), torch.float16, "channels_last", "cuda").requires_grad_()
+    wanted = [input, *layer.parameters()]
+    eager = torch.autograd.grad(layer(input).square().sum(), wanted)
+    compiled = torch.compile(layer, fullgraph=True)
+    for got, expected in zip(
+        torch.autograd.grad(compiled(input).square().sum(), wanted), eager, strict=True
+    ):
+        assert relative_error(got, expected.double().cpu()) < TOLERANCES[torch.float16]
+
+
+def test_opcheck():
+    case = problem(8, groups=4, size=(9, 7))
+    input, weight = (randn(s, torch.bfloat16, device="cuda") for s in operand_shapes(case, "fprop"))
+    conv = (case.stride, case.padding, case.dilation, case.groups)
+    torch.library.opcheck(ops.grouped_conv2d, (input, weight, None, *conv, "cuda"))
