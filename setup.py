@@ -49,7 +49,6 @@ CXX_FLAGS = [
 NVCC_FLAGS = [
     CXX_STANDARD,
     "-O3",
-    "-lineinfo",
     "-Xcompiler=-fvisibility=hidden",
     STABLE_ABI,
     "-DUSE_CUDA",

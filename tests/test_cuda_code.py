@@ -36,6 +36,10 @@ class Kernel:
         return "sum" not in self.name
 
     @property
+    def in_float32(self) -> bool:
+        return "direct" in self.name or "3F32" in self.name
+
+    @property
     def writes_images(self) -> bool:
         return self.convolves and "wgrad" not in self.name
 
@@ -86,14 +90,17 @@ def test_nothing_is_spilled(kernels: list[Kernel]) -> None:
     assert spilled == {}
 
 
-def test_convolutions_run_on_tensor_cores(kernels: list[Kernel]) -> None:
+def test_half_precision_runs_on_tensor_cores_and_float32_does_not(kernels: list[Kernel]) -> None:
     assert any(kernel.convolves for kernel in kernels)
     for kernel in kernels:
         if not kernel.convolves:
             continue
-        wanted = "BF16" if "Bf16" in kernel.name else "F32"
         found = [name for name in kernel.instructions if name.startswith("HMMA")]
-        assert found and all(name.endswith(wanted) for name in found), kernel.name
+        if kernel.in_float32:
+            assert not found and kernel.count("FFMA") > 0, kernel.name
+        else:
+            wanted = "BF16" if "Bf16" in kernel.name else "F32"
+            assert found and all(name.endswith(wanted) for name in found), kernel.name
 
 
 def test_images_move_sixteen_bytes_at_a_time(kernels: list[Kernel]) -> None:

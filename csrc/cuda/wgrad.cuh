@@ -19,13 +19,14 @@ template <class Sums>
 RNK_DEVICE void write_partial(const WgradConv& conv, const Sums& sums, int group, int out, int in,
                               float* partial) {
   const WgradShares& shares = conv.shares;
-  sums.each([&](int o, int tap, int i, float value) {
+  sums.each([&](int o, int i, const float (&taps)[kTaps]) {
     const int to = group * shares.group_out + out + o, from = group * shares.group_in + in + i;
     if (out + o >= shares.group_out || in + i >= shares.group_in) return;
     if (to >= conv.out_channels || to / conv.out_width != from / conv.in_width) return;
-    st_global_4(
-        partial + (static_cast<int64_t>(to) * kTaps + tap) * conv.in_width + from % conv.in_width,
-        float_bits(value));
+    float* at = partial + static_cast<int64_t>(to) * kTaps * conv.in_width + from % conv.in_width;
+#pragma unroll
+    for (int tap = 0; tap < kTaps; ++tap)
+      st_global_4(at + tap * conv.in_width, float_bits(taps[tap]));
   });
 }
 

@@ -53,10 +53,13 @@ struct DirectSums {
 
   template <class Write>
   RNK_DEVICE void each(const Write& write) const {
-    const bool mine = static_cast<int>(threadIdx.x % 32) < squares;
+    if (static_cast<int>(threadIdx.x % 32) >= squares) return;
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      if (mine) write(output * 4 + k / 4 % 4, k / 16, input * 4 + k % 4, v[k]);
+    for (int k = 0; k < 16; ++k) {
+      float sums[kTaps];
+#pragma unroll
+      for (int tap = 0; tap < kTaps; ++tap) sums[tap] = v[tap * 16 + k];
+      write(output * 4 + k / 4, input * 4 + k % 4, sums);
     }
   }
 };

@@ -75,14 +75,18 @@ struct GroupSums {
     }
   }
 
-  // Calls write(output, tap, input, sum), channels from the warp's first ones.
+  // Calls write(output, input, sums of all taps) for each pair of channels, counted from the
+  // warp's first ones.
   template <class Write>
   RNK_DEVICE void each(const Write& write) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const int tap = k / (kRows * 8), row = k / 8 % kRows, tile = k / 4 % 2, half = k / 2 % 2;
-      write(row * 16 + half * 8 + lane / 4, tap, tile * 8 + lane % 4 * 2 + k % 2, v[k]);
+    for (int k = 0; k < kRows * 8; ++k) {
+      const int row = k / 8, tile = k / 4 % 2, half = k / 2 % 2;
+      float sums[kTaps];
+#pragma unroll
+      for (int tap = 0; tap < kTaps; ++tap) sums[tap] = v[tap * kRows * 8 + k];
+      write(row * 16 + half * 8 + lane / 4, tile * 8 + lane % 4 * 2 + k % 2, sums);
     }
   }
 };
@@ -130,10 +134,14 @@ struct MergedSums {
   RNK_DEVICE void each(const Write& write) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const int tap = k / 8 * 2 + k / 2 % 2, block = k / 4 % 2;
-      if (tap >= kTaps) continue;
-      write(block * 8 + lane % 4 * 2 + k % 2, tap, block * 8 + lane / 4, v[k]);
+    for (int k = 0; k < 4; ++k) {
+      const int block = k / 2, output = block * 8 + lane % 4 * 2 + k % 2;
+      float sums[kTaps];
+#pragma unroll
+      for (int tap = 0; tap < kTaps; ++tap) {
+        sums[tap] = v[tap / 2 * 8 + block * 4 + tap % 2 * 2 + k % 2];
+      }
+      write(output, block * 8 + lane / 4, sums);
     }
   }
 };
