@@ -4,6 +4,7 @@
 VENV := .venv
 PYTHON ?= python3
 ARGS ?=
+OUT ?= out/gpu
 # Handed to pip as it stands, where .venv has no torch that the package accepts. Where there is no
 # GPU, this one version is the smallest choice: pip prefers its CPU build where it is configured to
 # find one (a `+cpu` version), while a range could resolve to a newer build with all of CUDA.
@@ -27,37 +28,43 @@ TUNE := $(PY) -m resnext_kernels bench --backend cpu aten --peers --layout chann
 BUILD_REQUIREMENTS := 'setuptools>=77.0.3' 'ninja>=1.11'
 # torchvision and timm come without their dependencies, which would bring another torch.
 PEERS := 'torchvision>=0.26,<0.29' 'timm>=1.0,<2'
+# The extra [triton] of pyproject.toml: torch for GPUs brings it, torch for CPUs does not.
+TRITON := 'triton>=3.6,<4'
 PEERS_REQUIREMENTS := PyYAML huggingface-hub safetensors
 
 # Folders are listed too: their times tell of removed files.
 BUILD_INPUTS := setup.py pyproject.toml resnext_kernels/version.py $(shell find csrc)
-CXX_SOURCES := $(filter %.h %.cpp %.cuh %.cu,$(BUILD_INPUTS))
+CXX_SOURCES := $(filter %.h %.cpp %.cuh %.cu,$(shell find csrc tests/cuda_sim))
 
-.PHONY: help install demo test bench tuned docs check clean distclean FORCE
+.PHONY: help install demo test bench gpu tuned docs check clean distclean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Variables: PYTHON (now: $(PYTHON)), TORCH (what pip installs as torch, now: $(TORCH)),"
-	@echo "ARGS (handed to the demo, to pytest or to the benchmark)."
+	@echo "ARGS (handed to the demo, to pytest or to the benchmark), OUT (the results of gpu)."
 
 install: $(VENV)/.installed ## set up .venv: torch, the built package, its tools
 
 demo: install ## run ResNeXt-50 on photographs with and without the kernels, then time them
 	$(PY) -m resnext_kernels demo $(ARGS)
 
-test: install $(VENV)/.peers ## run the tests
+test: install $(VENV)/.peers $(VENV)/.triton ## run the tests
 	$(PY) -m pytest $(ARGS)
 
 bench: install ## time the kernels on the layers of ResNeXt-50
 	$(PY) -m resnext_kernels bench $(ARGS)
 
+gpu: ## build, test and time the CUDA kernels on this machine's GPU, with $(PYTHON)'s own torch
+	$(PYTHON) benchmarks/gpu/run.py $(OUT)
+
 tuned: install ## measure anew what "auto" chooses by, and write it into the package
 	@for suite in $(SUITES); do $(TUNE) --suite $$suite --json build/tuned/$$suite.json; done
 	$(PY) benchmarks/update_tuned.py $(SUITES:%=build/tuned/%.json)
 
-docs: install ## write the measured table of README.md anew from benchmarks/results
+docs: install ## write the tables of README.md and docs anew from benchmarks/results, predictions
 	$(PY) benchmarks/update_readme.py
+	$(PY) benchmarks/update_predictions.py
 
 check: install ## check style and types: ruff, clang-format, mypy
 	$(PY) -m ruff check .
@@ -95,4 +102,9 @@ $(VENV)/.installed: $(VENV)/.torch $(BUILD_INPUTS) $(if $(wildcard resnext_kerne
 $(VENV)/.peers: $(VENV)/.torch
 	@echo "== torchvision and timm, which some tests compare with"
 	@if $(PIP) install -q --no-deps $(PEERS) && $(PIP) install -q $(PEERS_REQUIREMENTS); \
+	  then touch $@; else echo "== not to be had: those tests will be skipped"; fi
+
+$(VENV)/.triton: $(VENV)/.torch
+	@echo "== triton, whose kernels the tests interpret and compile for GPUs that need not be there"
+	@if $(PIP) install -q $(TRITON); \
 	  then touch $@; else echo "== not to be had: those tests will be skipped"; fi

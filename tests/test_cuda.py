@@ -56,14 +56,17 @@ def test_what_nothing_speaks_against_is_served(loaded, direction):
     assert cuda.not_supported_reasons(SERVED, direction) == []
     assert dispatch.choose(SERVED, direction) is cuda
     shapes = [2, 16, 6, 7], [16, 8, 3, 3]
-    assert loaded["asked"][0] == (*shapes, [1, 1], [1, 1], [1, 1], 2)
+    assert loaded["asked"][0] == (*shapes, [1, 1], [1, 1], [1, 1], 2, SERVED.dtype.itemsize)
 
 
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
         ({"device": "cpu"}, "device cpu, serves cuda"),
-        ({"dtype": torch.float32}, "dtype torch.float32, serves torch.float16, torch.bfloat16"),
+        (
+            {"dtype": torch.float64},
+            "dtype torch.float64, serves torch.float16, torch.bfloat16, torch.float32",
+        ),
         ({"batch": 0}, "empty input (0, 16, 6, 7)"),
     ],
     ids=str,
@@ -151,8 +154,8 @@ def test_info_tells_what_the_library_is_compiled_for(loaded):
 
 
 def test_a_named_backend_refuses_with_every_reason():
-    input, weight = torch.randn(1, 16, 5, 5), torch.randn(16, 8, 3, 3)
+    input, weight = torch.randn(1, 16, 5, 5).double(), torch.randn(16, 8, 3, 3).double()
     with pytest.raises(rk.ProblemError, match=re.escape("backend='cuda' cannot serve")) as caught:
         rk.grouped_conv2d(input, weight, groups=2, backend="cuda")
-    for reason in ("device cpu, serves cuda", "dtype torch.float32, serves"):
+    for reason in ("device cpu, serves cuda", "dtype torch.float64, serves"):
         assert reason in str(caught.value)

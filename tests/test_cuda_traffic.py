@@ -4,6 +4,9 @@ A quarter of an H100 (33 multiprocessors) with a quarter of a batch: each multip
 it would do on the whole one.
 """
 
+import importlib.util
+from pathlib import Path
+
 import cuda_sim
 import pytest
 import torch
@@ -53,3 +56,14 @@ def test_wgrad_reads_each_image_about_once(layer):
     every = sum(launch[key] for launch in (sums, total) for key in keys)
     assert SECTOR * every <= MOST_READ * (read + written)
     assert conflicts_in_main_loop(sums) == 0
+
+
+def test_docs_agree_with_the_committed_predictions():
+    path = Path(__file__).parents[1] / "benchmarks" / "update_predictions.py"
+    spec = importlib.util.spec_from_file_location("update_predictions", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.DOCS.read_text()
+    assert module.with_predictions(text, module.render(module.PREDICTIONS)) == text
+    with pytest.raises(ValueError, match="markers"):
+        module.with_predictions("no markers", "")
