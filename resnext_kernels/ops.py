@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from . import derivatives, dispatch
+from . import derivatives, dispatch, flops
 from .problem import ConvProblem, Pair, ProblemError, validate
 
 _CONV = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
@@ -276,26 +274,4 @@ for _operator in (grouped_conv2d, grouped_conv2d_fused):
         _register_autocast(_operator, _device_type)
 
 
-def _flops(output_shape, weight_shape) -> int:
-    """2 FLOPs a MAC, as torch counts ``aten.convolution``."""
-    n, _, p, q = output_shape
-    return 2 * n * p * q * math.prod(weight_shape)
-
-
-@register_flop_formula(torch.ops.resnext_kernels.grouped_conv2d)
-def _forward_flops(input_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
-    return _flops(out_shape, weight_shape)
-
-
-@register_flop_formula(torch.ops.resnext_kernels.grouped_conv2d_fused)
-def _fused_flops(input_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
-    return _flops(out_shape, weight_shape)
-
-
-@register_flop_formula(torch.ops.resnext_kernels.grouped_conv2d_backward)
-def _backward_flops(
-    grad_output_shape, input_shape, weight_shape, stride, padding, dilation, groups, output_mask,
-    *args, out_shape=None, **kwargs,
-) -> int:  # fmt: skip
-    """One forward's FLOPs for each of the two gradients that is wanted."""
-    return _flops(grad_output_shape, weight_shape) * sum(output_mask[:2])
+flops.register()

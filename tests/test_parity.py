@@ -142,6 +142,8 @@ def check_taint(problem, direction, backend, device, operands, tainted, at, valu
 def test_non_finite_values_stay_where_they_belong(backend, device, direction, value, case):
     if 0 in case.input_shape or 0 in case.output_shape:
         pytest.skip("nothing to taint")
+    if backend == "triton":
+        pytest.skip("groups that share a matrix share these values: test_triton_interpreted")
     shapes = operand_shapes(case, direction)
     operands = [randn(shape, torch.float32, device=device) for shape in shapes]
     at = (-1, shapes[0][1] // 2, shapes[0][2] // 2, -1)

@@ -7,13 +7,14 @@ A backend is a module with one interface:
 - ``fprop(problem, input, weight, bias, residual, relu) -> output``,
   ``dgrad(problem, grad_output, weight) -> grad_input``,
   ``wgrad(problem, grad_output, input, memory_format) -> grad_weight``;
-- ``isa() -> str``, but for ATen: the kind of hardware it runs on, for which measurements hold.
+- ``isa() -> str``, but for ATen: the kind of hardware it runs on, for which measurements hold;
+- ``INTERPRETED``, where it has one: whether "auto" passes over it, because Python does its work.
 
 Results carry the memory format of ``problem``, a weight gradient the one asked for.
 """
 
 from types import ModuleType
 
-from . import aten, cpu
+from . import aten, cpu, cuda, triton
 
-BACKENDS: dict[str, ModuleType] = {module.NAME: module for module in (cpu, aten)}
+BACKENDS: dict[str, ModuleType] = {module.NAME: module for module in (cuda, triton, cpu, aten)}

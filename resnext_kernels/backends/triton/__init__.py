@@ -1,0 +1,119 @@
+"""Triton kernels: every grouped convolution, on any GPU that Triton has a back-end for.
+
+Triton is optional. It is imported at the first call that is served, with `kernels`;
+docs/triton-kernels.md tells how these work. With ``TRITON_INTERPRET=1`` in the environment Triton
+interprets the kernels, and tensors on the CPU are served, slowly.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor
+
+from ...library import Library
+from ...problem import ConvProblem, Direction
+
+NAME = "triton"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+OLDEST = (3, 6)
+OLDEST_GPU = (8, 0)  # the compute capability that multiplies all three dtypes
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+def _find() -> Library:
+    """Triton, without importing it."""
+    oldest = ".".join(map(str, OLDEST))
+    try:
+        found = version(NAME)
+    except PackageNotFoundError:
+        needed = f"triton is not installed, {oldest} or later is needed"
+        return Library(NAME, False, f"{needed} (the extra [triton] of this package)")
+    numbers = tuple(map(int, re.findall(r"\d+", found)[:2]))
+    if numbers < OLDEST:
+        return Library(NAME, False, f"triton {found} is installed, {oldest} or later is needed")
+    return Library(NAME, True, f"triton {found}, compiles at the first call of each kind")
+
+
+LIBRARY = _find()
+
+
+def not_supported_reasons(problem: ConvProblem, direction: Direction) -> list[str]:
+    """Every reason why these kernels cannot serve ``direction`` of ``problem``."""
+    reasons = []
+    if not LIBRARY.loaded:
+        reasons.append(LIBRARY.message)
+    devices = ("cpu",) if INTERPRETED else ("cuda", "xpu")
+    if problem.device not in devices:
+        reasons.append(f"device {problem.device}, serves {', '.join(devices)}")
+    elif problem.device == "cuda":
+        reasons += _reasons_of_devices()
+    if problem.dtype not in DTYPES:
+        names = ", ".join(str(dtype) for dtype in DTYPES)
+        reasons.append(f"dtype {problem.dtype}, serves {names}")
+    if 0 in problem.input_shape:
+        reasons.append(f"empty input {problem.input_shape}")
+    return reasons
+
+
+def _reasons_of_devices() -> list[str]:
+    """What speaks against a GPU of this machine: a call may come to any of them."""
+    if not torch.cuda.is_available():
+        return ["torch finds no CUDA device"]
+    if torch.version.hip:
+        return []
+    oldest = ".".join(map(str, OLDEST_GPU))
+    capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+    return [
+        f"cuda:{index} has compute capability {major}.{minor}, serves {oldest} and later"
+        for index, (major, minor) in enumerate(capabilities)
+        if (major, minor) < OLDEST_GPU
+    ]
+
+
+def isa() -> str:
+    """Capability and name of the current GPU, as "sm_90 NVIDIA H100 80GB HBM3"."""
+    if INTERPRETED:
+        return "interpreter"
+    if not torch.cuda.is_available():
+        return torch.xpu.get_device_name()
+    if torch.version.hip:
+        return torch.cuda.get_device_name()
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor} {torch.cuda.get_device_name()}"
+
+
+def fprop(
+    problem: ConvProblem,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """Return ``relu?(conv(input, weight) + bias + residual)``, shape ``problem.output_shape``."""
+    from .kernels.fprop import fprop
+
+    return fprop(problem, input, weight, bias, residual, relu)
+
+
+def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient by the input, shape ``problem.input_shape``."""
+    from .kernels.dgrad import dgrad
+
+    return dgrad(problem, grad_output, weight)
+
+
+def wgrad(
+    problem: ConvProblem, grad_output: Tensor, input: Tensor, memory_format: torch.memory_format
+) -> Tensor:
+    """Return the gradient by the weight, shape ``problem.weight_shape``, in ``memory_format``.
+
+    Partial sums are added up in a fixed order: equal operands give equal bits.
+    """
+    from .kernels.wgrad import wgrad
+
+    return wgrad(problem, grad_output, input, memory_format)

@@ -1,0 +1,67 @@
+"""The launch configurations: a shipped table, looked up by device and by class of problem."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+TABLE = Path(__file__).with_name("configs.json")
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a kernel is cut into programs.
+
+    A program has ``pixels`` columns or pixels and at most ``cells`` cells, and runs on ``warps``
+    warps where that is not the number of its cells. Loads run ``stages`` steps ahead, less one.
+    ``resident`` programs are expected to share a multiprocessor. ``batch`` is the batch size that
+    this was chosen for.
+    """
+
+    batch: int
+    pixels: int
+    cells: int
+    warps: int
+    stages: int
+    resident: int
+
+
+def configuration(device: str, kernel: str, precision: str, side: int, batch: int) -> Config:
+    """The table's configuration for a device and a class of problem.
+
+    ``kernel`` is the kernel and its case ("ring", "taps", "phases", "general", "wgrad shared",
+    "wgrad direct"), ``precision`` that of `device.precision`, ``side`` the longer side of a cell.
+    Of the entries of a class the nearest batch on a logarithmic scale is taken.
+
+    Raises:
+        KeyError: where the table has nothing for the class.
+    """
+    entries = _entries(device, kernel, precision, side)
+    if not entries:
+        raise KeyError(f"{kernel} {precision} {side}")
+    return min(entries, key=lambda entry: abs(math.log(entry.batch / max(batch, 1))))
+
+
+def has_configuration(device: str, kernel: str, precision: str, side: int) -> bool:
+    """Whether the table has a configuration, without which a kernel cannot serve a class."""
+    return bool(_entries(device, kernel, precision, side))
+
+
+def _entries(device: str, kernel: str, precision: str, side: int) -> tuple[Config, ...]:
+    """Those of the device, or else the default ones."""
+    name = f"{kernel} {precision} {side}"
+    return load().get(device, {}).get(name, ()) or load()["default"].get(name, ())
+
+
+@functools.cache
+def load() -> dict[str, dict[str, tuple[Config, ...]]]:
+    """The table: by device ("default", "sm_90", ...), then by class."""
+    return {
+        device: {
+            name: tuple(Config(**entry) for entry in entries) for name, entries in classes.items()
+        }
+        for device, classes in json.loads(TABLE.read_text()).items()
+    }

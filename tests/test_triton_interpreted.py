@@ -1,0 +1,285 @@
+"""The Triton kernels in Triton's interpreter: values, layouts, and the operators before them.
+
+A process interprets kernels from its start or not at all: `test_triton` runs this file in one of
+its own.
+"""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from problems import (
+    CORE_PROBLEMS,
+    TOLERANCES,
+    operand_shapes,
+    problem,
+    randn,
+    relative_error,
+    run,
+    truth,
+)
+
+import resnext_kernels as rk
+from resnext_kernels import dispatch, ops
+from resnext_kernels.backends import triton
+from resnext_kernels.problem import DIRECTIONS, ConvProblem
+
+if not triton.INTERPRETED:
+    pytest.skip("TRITON_INTERPRET=1 is not set", allow_module_level=True)
+
+import triton.language as tl
+from triton.runtime import interpreter
+
+from resnext_kernels.backends.triton.kernels import (
+    configs,
+    conv,
+    device,
+    dgrad,
+    fprop,
+    tensors,
+    wgrad,
+)
+from resnext_kernels.backends.triton.kernels.launch import Plans
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
+DTYPES = list(TOLERANCES)
+# One for each kernel and case: the ring, its parts, single taps, phases, the general kernel.
+KINDS = [
+    problem(4, groups=9, size=(7, 6)),
+    problem(32, 24, size=(3, 5)),
+    problem(8, 5, groups=5, stride=(2, 1), padding=(0, 2)),
+    problem(4, stride=(2, 2), groups=6, size=(5, 9)),
+    problem(4, kernel=(5, 4), stride=(2, 3), dilation=(1, 2), size=(9, 11)),
+]
+
+
+@pytest.fixture(autouse=True)
+def products_of_bfloat16(monkeypatch):
+    """The interpreter keeps bfloat16 as integers, and multiplies those: widen them for it."""
+    create_dot = interpreter.InterpreterBuilder.create_dot
+
+    def widened(handle):
+        if handle.dtype != tl.bfloat16:
+            return handle
+        bits = handle.data.astype("uint32") << 16
+        return interpreter.TensorHandle(bits.view("float32"), tl.float32)
+
+    def patched(self, left, right, *rest):
+        return create_dot(self, widened(left), widened(right), *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", patched)
+
+
+@pytest.fixture(autouse=True)
+def fresh_plans(monkeypatch):
+    monkeypatch.setattr(fprop, "_PLANS", Plans(fprop.plan))
+    monkeypatch.setattr(dgrad, "_PLANS", Plans(dgrad.plan))
+    monkeypatch.setattr(wgrad, "_PLANS", Plans(wgrad.Plan))
+
+
+def check(case, direction, dtype, layouts=("channels_last", "channels_last")):
+    operands = [
+        randn(shape, dtype, layout)
+        for shape, layout in zip(operand_shapes(case, direction), layouts, strict=True)
+    ]
+    out = run(case, direction, "triton", *operands)
+    assert relative_error(out, truth(case, direction, *operands)) < TOLERANCES[dtype]
+    return operands, out
+
+
+@pytest.mark.parametrize("index", range(len(CORE_PROBLEMS)), ids=lambda i: str(CORE_PROBLEMS[i]))
+@each_direction
+def test_core_problems(index, direction, monkeypatch):
+    """Dtypes, layouts and the devices that configurations are for take turns."""
+    turn = index + DIRECTIONS.index(direction)
+    dtype = DTYPES[turn % 3]
+    layout = ["channels_last", "contiguous"][turn // 3 % 2]
+    name = list(configs.load())[turn % 4]
+    monkeypatch.setattr(device, "name", lambda tensor: name)
+    if turn % 2:  # rounds nothing in the interpreter, but has cells of its own
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    check(CORE_PROBLEMS[index], direction, dtype, (layout, layout))
+
+
+@pytest.mark.parametrize("name", configs.load())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@each_direction
+def test_configurations(direction, dtype, name, monkeypatch):
+    """Wide groups: the classes that `test_core_problems` may not have met for each device."""
+    monkeypatch.setattr(device, "name", lambda tensor: name)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    for width, stride in ((32, 2), (48, 1)):
+        check(problem(width, size=(3, 5), batch=1, stride=(stride, stride)), direction, dtype)
+
+
+@pytest.mark.parametrize("case", KINDS, ids=str)
+@each_direction
+def test_many_multiprocessors(case, direction, monkeypatch):
+    """Strips of single rows, and as many splits as there may be, give the same bits each time."""
+    monkeypatch.setattr(device, "multiprocessors", lambda tensor: 1000)
+    monkeypatch.setattr(wgrad, "_LEAST_STEPS", 1)
+    operands, out = check(case, direction, torch.float32)
+    assert torch.equal(out, run(case, direction, "triton", *operands))
+
+
+@pytest.mark.parametrize("case", KINDS, ids=str)
+@each_direction
+def test_offsets_of_64_bits(case, direction, monkeypatch):
+    for module in (conv, wgrad):
+        monkeypatch.setattr(module, "need_64_bits", lambda *tensors: True)
+    check(case, direction, torch.float16, ("contiguous", "channels_last"))
+
+
+def test_which_tensors_need_64_bits():
+    huge = torch.empty(3, 1 << 10, 1 << 10, 1 << 10, device="meta")
+    assert tensors.need_64_bits(None, huge) and not tensors.need_64_bits(huge[0:1], None)
+    assert tensors.need_64_bits(torch.empty(1, device="meta").as_strided((2,), (1 << 31,)))
+
+
+@pytest.mark.parametrize("case", KINDS, ids=str)
+@each_direction
+def test_large_contiguous_images_are_converted(case, direction, monkeypatch):
+    monkeypatch.setattr(tensors, "IN_PLACE", 0)
+    _, out = check(case, direction, torch.float32, ("contiguous", "contiguous"))
+    assert out.is_contiguous()
+
+
+LAYOUTS = ["channel_slice_last", "offset_last", "every_second", "expanded_pixels", "permuted"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("moved", [0, 1])
+@each_direction
+def test_layouts(direction, moved, layout):
+    layouts = ["channels_last", "contiguous"]
+    layouts[moved] = layout
+    check(problem(3, 5, stride=(2, 1), size=(6, 5)), direction, torch.float32, layouts)
+
+
+@pytest.mark.parametrize("case", KINDS, ids=str)
+@pytest.mark.parametrize("parts", ["bias", "residual", "bias residual relu", "relu"])
+def test_epilogue(case, parts):
+    dtype = DTYPES[len(parts) % 3]
+    input, weight = (randn(shape, dtype) for shape in operand_shapes(case, "fprop"))
+    bias = randn((2 * case.out_channels,), dtype)[::2] if "bias" in parts else None
+    residual = randn(case.output_shape, dtype, "channels_last") if "residual" in parts else None
+    conv_arguments = (case.stride, case.padding, case.dilation, case.groups)
+    activation = "relu" if "relu" in parts else "none"
+    out = ops.grouped_conv2d_fused(
+        input, weight, bias, residual, *conv_arguments, activation, "triton"
+    )
+    expected = truth(case, "fprop", input, weight)
+    expected += 0 if bias is None else bias.double().view(-1, 1, 1)
+    expected += 0 if residual is None else residual.double()
+    expected = expected.relu() if activation == "relu" else expected
+    assert relative_error(out, expected) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("case", KINDS, ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_weight_gradient_in_either_format(case, memory_format):
+    case = dataclasses.replace(case, channels_last=True)
+    grad, input = (randn(s, torch.float32) for s in operand_shapes(case, "wgrad"))
+    out = triton.wgrad(case, grad, input, memory_format)
+    assert out.is_contiguous(memory_format=memory_format)
+    assert relative_error(out, truth(case, "wgrad", grad, input)) < TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_not_a_number_reaches_its_merged_groups_alone(relu):
+    """Groups that share a matrix share what is not finite; docs/triton-kernels.md says so."""
+    case = problem(4, groups=12, size=(6, 7))
+    input, weight = (randn(shape, torch.float32) for shape in operand_shapes(case, "fprop"))
+    residual = torch.full(case.output_shape, -1000.0)
+    input[1, 21, 3, 3] = float("nan")
+    out = triton.fprop(case, input, weight, None, residual, relu)
+    expected = torch.zeros(case.output_shape, dtype=torch.bool)
+    expected[1, 16:32, 2:5, 2:5] = True
+    assert torch.equal(out.isnan(), expected)
+
+
+def test_auto_passes_over_the_interpreter():
+    case = dataclasses.replace(problem(8), channels_last=True)
+    for direction in DIRECTIONS:
+        assert triton.not_supported_reasons(case, direction) == []
+        assert dispatch.choose(case, direction) is not triton
+        assert "interpreted" in dispatch.auto_reasons_against(triton, case, direction)[0]
+
+
+def operator_arguments():
+    input, weight = torch.randn(2, 8, 5, 6).to(memory_format=torch.channels_last), (8, 4, 3, 3)
+    return input.requires_grad_(), torch.randn(weight, requires_grad=True), torch.randn(8)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_opcheck(stride):
+    input, weight, bias = operator_arguments()
+    conv_arguments = ((stride, stride), (1, 1), (1, 1), 2)
+    torch.library.opcheck(ops.grouped_conv2d, (input, weight, bias, *conv_arguments, "triton"))
+    out = ops.grouped_conv2d(input, weight, bias, *conv_arguments, "triton")
+    grad = torch.randn_like(out)
+    arguments = (grad, input, weight, *conv_arguments, [True, True, True], "triton")
+    torch.library.opcheck(ops.grouped_conv2d_backward, arguments)
+    arguments = (input, weight, bias, out.detach(), *conv_arguments, "relu", "triton")
+    torch.library.opcheck(ops.grouped_conv2d_fused, arguments)
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(8, 4, 3, 3))
+        self.bias = torch.nn.Parameter(torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        conv = {"padding": 1, "groups": 2, "backend": "triton"}
+        return rk.grouped_conv2d(x * 2, self.weight, self.bias, **conv).relu()
+
+
+def assert_same(results, expected):
+    for result, other in zip(results, expected, strict=True):
+        assert result.stride() == other.stride()
+        assert relative_error(result, other.detach().double()) < TOLERANCES[torch.float32]
+
+
+def test_compiled_training_step():
+    model, input = Block(), operator_arguments()[0]
+    parameters = [input, *model.parameters()]
+    expected = torch.autograd.grad(model(input).square().sum(), parameters)
+    model.compile(backend="aot_eager", fullgraph=True)
+    assert_same(torch.autograd.grad(model(input).square().sum(), parameters), expected)
+
+
+def test_export():
+    model, input = Block().eval(), operator_arguments()[0].detach()
+    batch = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
+    program = torch.export.export(model, (input,), dynamic_shapes=batch)
+    more = torch.cat([input, input, input])
+    assert_same([program.module()(more)], [model(more)])
+
+
+def test_gradients_as_of_conv2d():
+    """First and second derivatives through the operators, by another implementation."""
+    case = problem(4, groups=3, stride=(2, 1))
+    leaves = [torch.randn(s, requires_grad=True) for s in operand_shapes(case, "fprop")]
+
+    def gradients(backend):
+        out = rk.grouped_conv2d(
+            *leaves, None, case.stride, case.padding, case.dilation, case.groups, backend=backend
+        )
+        first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        return list(itertools.chain(first, second))
+
+    for ours, theirs in zip(gradients("triton"), gradients("aten"), strict=True):
+        assert relative_error(ours, theirs.detach().double()) < 10 * TOLERANCES[torch.float32]
+
+
+def test_problem_keeps_its_meaning():
+    """`ConvProblem` as the kernels read it: pairs are (height, width)."""
+    case = ConvProblem(
+        1, 8, (5, 9), 8, (3, 1), (1, 2), (1, 0), (1, 1), 2, torch.float32, "cpu", True
+    )
+    for direction in DIRECTIONS:
+        check(case, direction, torch.float32)
