@@ -118,4 +118,4 @@ def test_small_problems_leave_tails_in_every_width():
     assert {p.in_width for p in found} >= {1, 2, 4, 8, 16, 32, 64}
     assert all(p.in_channels % p.groups == 0 and p.in_channels % 8 == 0 for p in found)
     assert {p.stride for p in found} == {(1, 1), (2, 2)}
-    assert max(p.bytes_moved() for p in found) < 2 << 20
+    assert max(p.bytes_moved() for p in found) < 4 << 20

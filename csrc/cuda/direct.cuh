@@ -94,6 +94,8 @@ direct_kernel(const DirectConv conv) {
     ahead.next(conv, lanes);
     cp_async_commit();
     const Placement placement(conv, now);
+    const ChunkPixels residual(conv.residual, conv.residual_strides, placement);
+    const ChunkPixels destination(conv.destination, conv.destination_strides, placement);
     constexpr int kWarpAnchors = kDirectRows * kDirectAnchors;
     for (int first = warp * kWarpAnchors; first < tiles.anchors;
          first += kDirectThreads / 32 * kWarpAnchors) {
@@ -146,14 +148,13 @@ direct_kernel(const DirectConv conv) {
               placement.find(anchor, Taps::phases, phase / Taps::phases, phase % Taps::phases);
           if (!exists || !place.inside) continue;
           Vec16 v = {};
-          if (conv.residual)
-            v = ld_global_16(conv.residual + place.offset(conv.residual_strides) + channel * 4);
+          if (conv.residual) v = ld_global_16(residual.at(place) + channel * 4);
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             const float sum = sums[k][j] + bias[j] + bits_float(v.x[j]);
             v.x[j] = float_bits(conv.relu && sum < 0 ? 0 : sum);  // a NaN stays
           }
-          st_global_16(conv.destination + place.offset(conv.destination_strides) + channel * 4, v);
+          st_global_16(destination.at(place) + channel * 4, v);
         }
       }
     }

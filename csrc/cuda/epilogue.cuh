@@ -22,12 +22,10 @@ RNK_DEVICE void transpose_quad(uint32_t (&r)[4]) {
 RNK_DEVICE int epilogue_pixel() { return threadIdx.x % 32 / 4 + threadIdx.x % 2 * 8; }
 RNK_DEVICE int epilogue_channel() { return threadIdx.x % 4 / 2 * 8; }
 
-// A destination pixel.
+// A destination pixel, counted from the one of the chunk's first anchor.
 struct Place {
-  int n, y, x;
+  int image, row, column;
   bool inside;
-
-  RNK_DEVICE int64_t offset(const PixelStrides& s) const { return n * s.n + y * s.h + x * s.w; }
 };
 
 // Where the anchors of a chunk lie in the destination.
@@ -37,25 +35,61 @@ class Placement {
   RNK_DEVICE Placement(const TapConv& conv, const Walk<Taps>& walk)
       : conv_(conv),
         image_(walk.image),
-        image_end_(walk.image + walk.images),
-        row_(walk.row + walk.chunk * conv.tiles.chunk_h),
-        row_end_(walk.row + walk.rows),
-        column_(walk.column) {}
+        images_(walk.images),
+        rows_(walk.rows - walk.chunk * conv.tiles.chunk_h),
+        y_(Taps::phases * (walk.row + walk.chunk * conv.tiles.chunk_h) - conv.shift_h),
+        x_(Taps::phases * walk.column - conv.shift_w) {}
 
   RNK_DEVICE Place find(const Anchor& anchor, int phases, int phase_h, int phase_w) const {
-    const int i = row_ + anchor.row, j = column_ + anchor.column, n = image_ + anchor.image;
-    const int y = phases * i + phase_h - conv_.shift_h, x = phases * j + phase_w - conv_.shift_w;
-    const bool inside = n < image_end_ && i < row_end_ && within(y, conv_.destination_h) &&
-                        within(x, conv_.destination_w);
-    return {n, y, x, inside};
+    const int row = phases * anchor.row + phase_h, column = phases * anchor.column + phase_w;
+    const bool inside = anchor.image < images_ && anchor.row < rows_ &&
+                        within(y_ + row, conv_.destination_h) &&
+                        within(x_ + column, conv_.destination_w);
+    return {anchor.image, row, column, inside};
+  }
+
+  // The bytes from the first pixel of a tensor to that of the chunk's first anchor.
+  RNK_DEVICE int64_t first(const PixelStrides& s) const {
+    return image_ * s.n + y_ * s.h + x_ * s.w;
   }
 
  private:
   const TapConv& conv_;
-  int image_, image_end_;  // the chunk's first, and the one after its last
-  int row_, row_end_;      // the chunk's first anchor, and the one after the strip's last
-  int column_;
+  int image_, images_;  // of the chunk
+  int rows_;            // of anchors from the chunk's first to the strip's end
+  int y_, x_;           // of the chunk's first anchor
 };
+
+// The pixels of a chunk in a tensor. Offsets are products of 32 bits, so an instruction each:
+// strides are multiples of 16 bytes, and less than 2^35.
+template <class Byte>
+class ChunkPixels {
+ public:
+  RNK_DEVICE ChunkPixels(Byte* data, const PixelStrides& s, const Placement& placement)
+      : first_(computed_here(data + placement.first(s))),
+        n_(vectors(s.n)),
+        h_(vectors(s.h)),
+        w_(vectors(s.w)) {}
+
+  RNK_DEVICE Byte* at(const Place& place) const {
+    return first_ + product(place.image, n_) + product(place.row, h_) + product(place.column, w_);
+  }
+
+ private:
+  RNK_DEVICE static uint32_t vectors(int64_t stride) { return static_cast<uint32_t>(stride >> 4); }
+  RNK_DEVICE static uint64_t product(uint32_t count, uint32_t stride) {
+    return static_cast<uint64_t>(count * kVectorBytes) * stride;
+  }
+  Byte* first_;
+  uint32_t n_, h_, w_;
+};
+
+// The bias of `channel` and the next, zeros where there is none.
+template <class Format>
+RNK_DEVICE void load_bias(const TapConv& conv, int channel, float& lo, float& hi) {
+  const bool exists = conv.bias && channel < conv.destination_channels;
+  unpack(Format{}, exists ? ld_global_4(conv.bias + channel * 2) : 0, lo, hi);
+}
 
 // Finishes 16 anchors x 16 channels, the sums of two matrix instructions: adds bias and residual,
 // applies ReLU, rounds and stores. The instructions leave a lane two channels of two pixels, twice;
@@ -65,13 +99,10 @@ class Epilogue {
  public:
   template <class Taps>
   RNK_DEVICE Epilogue(const TapConv& conv, const Walk<Taps>& walk)
-      : conv_(conv), placement_(conv, walk) {}
-
-  // The bias of `channel` and the next, zeros where there is none.
-  RNK_DEVICE void load_bias(int channel, float& lo, float& hi) const {
-    const bool exists = conv_.bias && channel < conv_.destination_channels;
-    unpack(Format{}, exists ? ld_global_4(conv_.bias + channel * 2) : 0, lo, hi);
-  }
+      : conv_(conv),
+        placement_(conv, walk),
+        residual_(conv.residual, conv.residual_strides, placement_),
+        destination_(conv.destination, conv.destination_strides, placement_) {}
 
   // `channel`: the first of this lane's eight; `bias`: of channels 2t, 2t+1 of both instructions.
   RNK_DEVICE void store(const float (&lo)[4], const float (&hi)[4], const float (&bias)[4],
@@ -79,36 +110,34 @@ class Epilogue {
                         int phase_w) const {
     const Place place = placement_.find(anchor, phases, phase_h, phase_w);
     const bool inside = exists && place.inside && channel < conv_.destination_channels;
+    float sums[8] = {lo[0] + bias[0], lo[1] + bias[1], lo[2] + bias[0], lo[3] + bias[1],
+                     hi[0] + bias[2], hi[1] + bias[3], hi[2] + bias[2], hi[3] + bias[3]};
     Vec16 v = {};
     if (conv_.residual) {
-      const unsigned char* from =
-          conv_.residual + place.offset(conv_.residual_strides) + channel * 2;
-      if (inside) v = ld_global_16(from);
+      if (inside) v = ld_global_16(residual_.at(place) + channel * 2);
       transpose_quad(v.x);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        float a, b;
+        unpack(Format{}, v.x[k], a, b);
+        sums[2 * k] += a, sums[2 * k + 1] += b;
+      }
     }
-    float r[8];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) unpack(Format{}, v.x[k], r[2 * k], r[2 * k + 1]);
-    const float sums[8] = {
-        lo[0] + bias[0] + r[0], lo[1] + bias[1] + r[1], lo[2] + bias[0] + r[2],
-        lo[3] + bias[1] + r[3], hi[0] + bias[2] + r[4], hi[1] + bias[3] + r[5],
-        hi[2] + bias[2] + r[6], hi[3] + bias[3] + r[7],
-    };
+    for (int k = 0; k < 4; ++k) v.x[k] = pack(Format{}, sums[2 * k], sums[2 * k + 1]);
+    if (conv_.relu) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      float a = sums[2 * k], b = sums[2 * k + 1];
-      if (conv_.relu) a = a < 0 ? 0 : a, b = b < 0 ? 0 : b;  // a NaN stays
-      v.x[k] = pack(Format{}, a, b);
+      for (int k = 0; k < 4; ++k) v.x[k] = relu(Format{}, v.x[k]);
     }
     transpose_quad(v.x);
-    if (inside) {
-      st_global_16(conv_.destination + place.offset(conv_.destination_strides) + channel * 2, v);
-    }
+    if (inside) st_global_16(destination_.at(place) + channel * 2, v);
   }
 
  private:
   const TapConv& conv_;
   Placement placement_;
+  ChunkPixels<const unsigned char> residual_;
+  ChunkPixels<unsigned char> destination_;
 };
 
 }  // namespace rnk::cuda

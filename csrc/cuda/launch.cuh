@@ -11,10 +11,12 @@
 
 namespace rnk::cuda {
 
-// Returns nullptr, or what CUDA says of a failed launch.
+// Returns nullptr, or what CUDA says of a failed launch. Each kernel is allowed all the shared
+// memory that a block may take: the allowance is the kernel's and not the launch's, and a smaller
+// one set by another thread in between would make this launch fail.
 template <typename... Parameters>
 const char* launch(void (*kernel)(Parameters...), int blocks, int threads, int shared_bytes,
-                   Stream stream, const Parameters&... parameters) {
+                   const Gpu& gpu, Stream stream, const Parameters&... parameters) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(threads);
@@ -22,7 +24,8 @@ const char* launch(void (*kernel)(Parameters...), int blocks, int threads, int s
   config.stream = static_cast<cudaStream_t>(stream);
   cudaError_t error = cudaSuccess;
   if (shared_bytes > 48 * 1024) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 gpu.shared_per_block);
   }
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, parameters...);
   if (error == cudaSuccess) return nullptr;

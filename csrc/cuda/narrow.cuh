@@ -94,12 +94,14 @@ struct NarrowWeights {
   // The weights of a tap among 8 channels of the block, those of the block diagonal. Where the
   // block has fewer channels, what lies in shared memory multiplies zeros, and is never stored.
   RNK_DEVICE static uint32_t merged(const TapConv& conv, uint32_t shared, int first, int tap) {
-    const int lane = threadIdx.x % 32, width = conv.source_width;
+    const int lane = threadIdx.x % 32, width = conv.source_width;  // a power of 2
     const int o = first + lane / 4, i = first + lane % 4 * 2;
-    const int at = (o * kTaps + tap) * width + i % width;
-    const bool diagonal = width == 1 ? o / 2 * 2 == i : o / width == i / width;
-    uint32_t v = diagonal ? ld_shared_4(shared + at / 2 * 4) : 0;
+    const int at = (o * kTaps + tap) * width + (i & (width - 1));
+    // In rows of one weight the pair (i, i + 1) holds that of o, whichever of them it is.
+    const bool diagonal = ((o ^ i) & -max(width, 2)) == 0;
+    uint32_t v = ld_shared_4(shared + (at & -2) * 2);
     if (width == 1) v = (at % 2 ? v >> 16 : v & 0xffff) << o % 2 * 16;
+    v = diagonal ? v : 0;
     return conv.turned ? movmatrix_trans(v) : v;
   }
 };
@@ -135,11 +137,10 @@ narrow_kernel(const TapConv conv) {
   NarrowWeights<Shape> weights;
   weights.load(conv, across, shared_base(), conv.turned && Taps::phases == 1);
   float bias[Shape::tiles / 2][4];
-  const Epilogue<Format> first_epilogue(conv, now);
 #pragma unroll
   for (int k = 0; k < Shape::tiles; ++k) {
     float* pair = bias[k / 2] + k % 2 * 2;
-    first_epilogue.load_bias(channel_block + across + k * 8 + lane % 4 * 2, pair[0], pair[1]);
+    load_bias<Format>(conv, channel_block + across + k * 8 + lane % 4 * 2, pair[0], pair[1]);
   }
   // This lane's row of a 16 x 16 operand: pixel lane % 16, vector lane / 16.
   const int operand = across / Shape::width * Shape::width * 2 + lane / 16 * kVectorBytes;

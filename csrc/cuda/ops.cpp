@@ -117,9 +117,12 @@ PixelStrides pixel_strides(const char* name, const Tensor& t, const Kind& kind, 
   check_kind(name, t, kind, shape);
   const int64_t elements = kAccess / kind.element_bytes();
   bool good = t.stride(1) == 1;
-  for (const int64_t i : {0, 2, 3}) good = good && t.stride(i) % elements == 0;
+  constexpr int64_t kMostBytes = int64_t{1} << 35;  // what the kernels' offsets can hold
+  for (const int64_t i : {0, 2, 3}) {
+    good = good && t.stride(i) % elements == 0 && t.stride(i) < kMostBytes / kind.element_bytes();
+  }
   RNK_CHECK(good, name, ": strides ", text(t.strides()),
-            ", expected 1 for channels and multiples of ", elements, " elsewhere");
+            ", expected 1 for channels and multiples of ", elements, " below 2^35 bytes elsewhere");
   return {t.stride(0), t.stride(2), t.stride(3)};
 }
 

@@ -186,5 +186,24 @@ RNK_DEVICE void unpack(Fp16, uint32_t v, float& lo, float& hi) {
   hi = f.y;
 }
 
+// Keeps the compiler from computing a pointer anew wherever it is used.
+template <class T>
+RNK_DEVICE T* computed_here(T* p) {
+  asm volatile("" : "+l"(p));
+  return p;
+}
+
+// The larger of 0 and each of two elements; a NaN stays one.
+RNK_DEVICE uint32_t relu(Bf16, uint32_t v) {
+  uint32_t r;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(v), "r"(0));
+  return r;
+}
+RNK_DEVICE uint32_t relu(Fp16, uint32_t v) {
+  uint32_t r;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(v), "r"(0));
+  return r;
+}
+
 }  // namespace rnk::cuda
 #endif

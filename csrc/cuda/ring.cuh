@@ -74,6 +74,9 @@ struct Ring {
   }
 };
 
+// A slot less than 2 * rows in a ring of `rows`: what is less than `rows` turns negative, huge.
+RNK_DEVICE uint32_t wrapped(uint32_t slot, int rows) { return min(slot, slot - rows); }
+
 // Deals the vectors of rows of pixels out to the threads of a block, pixel by pixel; each thread
 // keeps to one vector of the pixels, and those left over do nothing.
 class RowVectors {
@@ -85,15 +88,23 @@ class RowVectors {
     row_ = pixel < pixels ? pixel / columns : kNever, row_step_ = pixels / columns;
   }
 
-  // Calls copy(row, column, vector) for this thread's share of rows [begin, end).
+  RNK_DEVICE int vector() const { return vector_; }
+
+  // Calls copy(row, column, pixel) for this thread's share of rows [begin, end). `pixel` is where
+  // this thread's vector of the pixel lies, in rows that begin at `origin`.
   template <class Copy>
-  RNK_DEVICE void each(int begin, int end, const Copy& copy) const {
+  RNK_DEVICE void each(int begin, int end, const unsigned char* origin, const PixelStrides& strides,
+                       const Copy& copy) const {
     int row = begin + row_, column = column_;
+    const int64_t step = row_step_ * strides.h + column_step_ * strides.w;
+    const int64_t wrap = strides.h - columns_ * strides.w;
+    const unsigned char* pixel =
+        origin + row * strides.h + column * strides.w + vector_ * kVectorBytes;
 #pragma unroll 1
     while (row < end) {
-      copy(row, column, vector_);
-      column += column_step_, row += row_step_;
-      if (column >= columns_) column -= columns_, ++row;
+      copy(row, column, pixel);
+      column += column_step_, row += row_step_, pixel += step;
+      if (column >= columns_) column -= columns_, ++row, pixel += wrap;
     }
   }
 
@@ -119,20 +130,21 @@ RNK_DEVICE void load_rows(const Gather& conv, const Ring<Taps>& ring, const RowV
   const int end = min(t.chunk_rows, walk.rows * Taps::step - walk.chunk * t.chunk_rows) + halo;
   const int top = walk.row * Taps::step + walk.chunk * t.chunk_rows - conv.pad_h;
   const int left = walk.column * Taps::step - conv.pad_w;
+  const uint32_t base = ring.base + list.vector() * kVectorBytes;
   for (int k = 0; k < (whole ? t.images : walk.images); ++k) {
-    const unsigned char* image = conv.source + conv.source_strides.n * (walk.image + k) + offset;
-    const int present_rows = k < walk.images ? end : 0;
-    list.each(begin, whole ? t.chunk_rows + halo : end, [&](int row, int column, int vector) {
-      int slot = walk.slot + k * t.image_rows + row;
-      if (slot >= t.ring_rows) slot -= t.ring_rows;
-      const int y = top + row, x = left + column;
-      const bool inside = within(y, conv.source_h) && within(x, conv.source_w) &&
-                          vector < present && row < present_rows;
-      const unsigned char* pixel = image + y * conv.source_strides.h + x * conv.source_strides.w;
-      cp_async_16(ring.base + ring.row_offset(t, slot) + ring.column_offset(t, column) +
-                      k * t.image_pad + vector * kVectorBytes,
-                  inside ? pixel + vector * kVectorBytes : conv.source, inside);
-    });
+    const unsigned char* origin = conv.source + conv.source_strides.n * (walk.image + k) + offset +
+                                  top * conv.source_strides.h + left * conv.source_strides.w;
+    const bool exists = k < walk.images && list.vector() < present;
+    const int bottom = exists ? max(0, min(conv.source_h, top + end)) : 0;
+    list.each(begin, whole ? t.chunk_rows + halo : end, origin, conv.source_strides,
+              [&](int row, int column, const unsigned char* pixel) {
+                const uint32_t slot = walk.slot + k * t.image_rows + row;
+                const bool inside =
+                    within(top + row, bottom) && within(left + column, conv.source_w);
+                cp_async_16(base + ring.row_offset(t, wrapped(slot, t.ring_rows)) +
+                                ring.column_offset(t, column) + k * t.image_pad,
+                            pixel, inside);
+              });
   }
 }
 
@@ -167,9 +179,7 @@ RNK_DEVICE Window window_of(const Tiles& t, const Ring<Taps>& ring, int chunk_sl
 template <class Taps>
 RNK_DEVICE uint32_t window_row(const Tiles& t, const Ring<Taps>& ring, const Window& window,
                                int r) {
-  int slot = window.slot + r;
-  if (slot >= t.ring_rows) slot -= t.ring_rows;
-  return window.column + ring.row_offset(t, slot);
+  return window.column + ring.row_offset(t, wrapped(window.slot + r, t.ring_rows));
 }
 
 }  // namespace rnk::cuda

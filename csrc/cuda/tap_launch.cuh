@@ -27,7 +27,7 @@ const char* launch_narrow(TapConv conv, int tile_clocks, const Gpu& gpu, Stream 
   conv.tiles = plan.tiles;
   conv.units = static_cast<int>(plan.units);
   return launch(narrow_kernel<Format, Taps, Shape>, plan.blocks, Shape::threads, plan.shared_bytes,
-                stream, conv);
+                gpu, stream, conv);
 }
 
 struct WideChoice {
@@ -75,11 +75,11 @@ const char* launch_wide(TapConv conv, const Gpu& gpu, Stream stream) {
                       : choice.tiles == 6 ? wide_kernel<Format, Taps, 6, kTurned>
                       : choice.tiles == 4 ? wide_kernel<Format, Taps, 4, kTurned>
                                           : wide_kernel<Format, Taps, 2, kTurned>;
-  return launch(kernel, plan.blocks, kWideThreads, plan.shared_bytes, stream, conv);
+  return launch(kernel, plan.blocks, kWideThreads, plan.shared_bytes, gpu, stream, conv);
 }
 
 // The clocks of 16 anchors: the latencies of nine taps' chained sums, with two warps on each
-// scheduler to fill the gaps.
+// scheduler to fill the gaps; for 32 channels what the block's 8 warps' instructions take.
 template <class Format, class Taps>
 const char* launch_format(const TapConv& conv, const Gpu& gpu, Stream stream) {
   const bool same = conv.source_width == conv.destination_width;
@@ -91,7 +91,7 @@ const char* launch_format(const TapConv& conv, const Gpu& gpu, Stream stream) {
   }
   if (same && conv.source_width == 32) {
     constexpr int kTiles = Taps::phases == 1 ? 4 : 2;  // as many sums as registers hold
-    return launch_narrow<Format, Taps, Narrow<16, 2, kTiles, 32, 256, 1>>(conv, 600, gpu, stream);
+    return launch_narrow<Format, Taps, Narrow<16, 2, kTiles, 32, 256, 1>>(conv, 960, gpu, stream);
   }
   if constexpr (Taps::step == 1) {  // never dgrad
     if (conv.turned) return launch_wide<Format, Taps, true>(conv, gpu, stream);
@@ -132,7 +132,7 @@ const char* launch_direct(const TapConv& taps, const Gpu& gpu, Stream stream) {
   const auto kernel = same && width == 1   ? direct_kernel<Taps, 1>
                       : same && width == 2 ? direct_kernel<Taps, 2>
                                            : direct_kernel<Taps, 4>;
-  return launch(kernel, plan.blocks, kDirectThreads, plan.shared_bytes, stream, conv);
+  return launch(kernel, plan.blocks, kDirectThreads, plan.shared_bytes, gpu, stream, conv);
 }
 
 template <class Taps>

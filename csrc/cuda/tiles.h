@@ -15,6 +15,7 @@
 namespace rnk::cuda {
 
 constexpr int kMostAnchors = 256;  // of a chunk
+constexpr int kFineChunks = 32;    // strips of fewer chunks are all considered
 constexpr int64_t kMostUnits = 1 << 30;
 constexpr int kRowTile = 16;      // pixels that one matrix instruction takes
 constexpr int kVectorBytes = 16;  // what a thread reads and writes at a time
@@ -98,6 +99,7 @@ struct TileBudget {
   int channel_blocks = 1;  // that each image is cut into
   int most_blocks = 1;     // on a multiprocessor at a time
   int fixed_bytes = 0;     // of shared memory beside the ring
+  int threads = 256;       // of a block
   int warps_along = 1;     // that share the pixels of a chunk
   int warp_anchors = 16;   // that a warp takes at a time
   int tile_clocks = 0;     // that it takes for them
@@ -126,7 +128,8 @@ constexpr char kNoRoom[] = "a strip of the image takes more than the GPU's share
 inline double strip_clocks(const TileShape& shape, const TileBudget& budget, const Tiles& t,
                            int resident) {
   constexpr double kBytesUnderWay = 40960;  // that keep the memory busy, on each of them
-  constexpr double kChunkClocks = 600;      // to start the next copies and to meet at the barrier
+  constexpr double kChunkClocks = 300;      // to meet at the barrier
+  constexpr double kCopyClocks = 60;        // of a thread, two warps on each scheduler
   const double rows = (t.strip_h - 1) * shape.step + shape.window;
   const double bytes = t.images * (rows * t.columns * shape.pixel_bytes +
                                    1.0 * t.strip_h * t.strip_w * budget.stored_bytes);
@@ -135,7 +138,10 @@ inline double strip_clocks(const TileShape& shape, const TileBudget& budget, con
   const double memory =
       resident * bytes / kBytesPerClock * std::max(1.0, kBytesUnderWay / under_way);
   const int row_tiles = ceil_div(ceil_div(t.anchors, budget.warp_anchors), budget.warps_along);
-  const double block = t.chunks * (kChunkClocks + row_tiles * budget.tile_clocks);
+  const double copies = static_cast<double>(t.images) * t.chunk_rows * t.columns *
+                        (shape.pixel_bytes / kVectorBytes) / budget.threads;
+  const double block =
+      t.chunks * (kChunkClocks + copies * kCopyClocks + row_tiles * budget.tile_clocks);
   return std::max(memory, block) + 0.1 * std::min(memory, block);
 }
 
@@ -167,7 +173,9 @@ class Planner {
   void strips_of_width(int strip_w) {
     const int most_rows = std::min(shape_.anchor_h, kMostAnchors / strip_w);
     for (int chunk_h = 1; chunk_h <= most_rows; ++chunk_h) {
-      for (int chunks = ceil_div(shape_.anchor_h, chunk_h); chunks; --chunks) {
+      // Of tall images every strip is much like the next: a part of them is enough to choose from.
+      const int most_chunks = ceil_div(shape_.anchor_h, chunk_h);
+      for (int chunks = most_chunks; chunks; chunks -= 1 + chunks / kFineChunks) {
         const int strip_h = std::min(shape_.anchor_h, chunks * chunk_h);
         if (!consider(tiles_of(shape_, strip_h, strip_w, chunk_h, 1))) break;
       }

@@ -61,16 +61,16 @@ WgradPlan plan_wgrad(const ConvProblem& p, Element element, const Gpu& gpu) {
 
 template <class Format, class Sums>
 const char* launch_wgrad(const ConvProblem& p, const WgradConv& conv, const WgradPlan& w,
-                         void* grad_weight, Stream stream) {
+                         void* grad_weight, const Gpu& gpu, Stream stream) {
   const auto kernel =
       p.stride_h == 1 ? wgrad_kernel<Format, Unit, Sums> : wgrad_kernel<Format, Strided, Sums>;
   const char* error =
-      launch(kernel, w.plan.blocks, kWgradThreads, w.plan.shared_bytes, stream, conv);
+      launch(kernel, w.plan.blocks, kWgradThreads, w.plan.shared_bytes, gpu, stream, conv);
   if (error) return error;
   const int64_t weights = p.out_channels * kTaps * p.in_width();
   const SumSplits task{conv.partial, static_cast<unsigned char*>(grad_weight), weights, w.splits};
   const int blocks = static_cast<int>((weights + kSumWeights - 1) / kSumWeights);
-  return launch(sum_kernel<Format>, blocks, kSumThreads, kSumThreads * 4, stream, task);
+  return launch(sum_kernel<Format>, blocks, kSumThreads, kSumThreads * 4, gpu, stream, task);
 }
 
 }  // namespace
@@ -105,7 +105,7 @@ const char* wgrad(const ConvProblem& p, Element element, const Images& grad_outp
   conv.shares = w.shares;
   return with_sums(p, element, [&](auto format, auto kind) {
     using Sums = typename decltype(kind)::Sums;
-    return launch_wgrad<decltype(format), Sums>(p, conv, w, grad_weight, stream);
+    return launch_wgrad<decltype(format), Sums>(p, conv, w, grad_weight, gpu, stream);
   });
 }
 

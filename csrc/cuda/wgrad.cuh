@@ -19,14 +19,26 @@ template <class Sums>
 RNK_DEVICE void write_partial(const WgradConv& conv, const Sums& sums, int group, int out, int in,
                               float* partial) {
   const WgradShares& shares = conv.shares;
-  sums.each([&](int o, int i, const float (&taps)[kTaps]) {
+  const bool merged = conv.in_width != shares.group_in;
+  sums.each([&](int o, int i, const auto& taps) {
     const int to = group * shares.group_out + out + o, from = group * shares.group_in + in + i;
     if (out + o >= shares.group_out || in + i >= shares.group_in) return;
-    if (to >= conv.out_channels || to / conv.out_width != from / conv.in_width) return;
-    float* at = partial + static_cast<int64_t>(to) * kTaps * conv.in_width + from % conv.in_width;
+    if (to >= conv.out_channels) return;
+    int column = in + i;
+    if (merged) {  // widths are powers of 2
+      if ((to ^ from) & -conv.in_width) return;
+      column = from & (conv.in_width - 1);
+    }
+    float* at = partial + static_cast<int64_t>(to) * kTaps * conv.in_width + column;
 #pragma unroll
-    for (int tap = 0; tap < kTaps; ++tap)
-      st_global_4(at + tap * conv.in_width, float_bits(taps[tap]));
+    for (int tap = 0; tap < kTaps; ++tap) {
+      float* weight = at + tap * conv.in_width;
+      if constexpr (sizeof(taps[tap]) == 2 * sizeof(float)) {
+        st_global_8(weight, float_bits(taps[tap][0]), float_bits(taps[tap][1]));
+      } else {
+        st_global_4(weight, float_bits(taps[tap][0]));
+      }
+    }
   });
 }
 
@@ -66,18 +78,20 @@ wgrad_kernel(const WgradConv conv) {
     load_rows(conv, ring, in_list, walk, first_in * kElementBytes, present_in, true);
     const int top = walk.row + walk.chunk * tiles.chunk_h;
     for (int k = 0; k < tiles.images; ++k) {
-      const unsigned char* image = conv.grad + conv.grad_strides.n * (walk.image + k) +
-                                   static_cast<int64_t>(first_out) * kElementBytes;
-      const int row_end = k < walk.images ? walk.row + walk.rows : 0;
+      const unsigned char* origin = conv.grad + conv.grad_strides.n * (walk.image + k) +
+                                    top * conv.grad_strides.h + walk.column * conv.grad_strides.w +
+                                    static_cast<int64_t>(first_out) * kElementBytes;
+      const bool exists = k < walk.images && out_list.vector() < present_out;
+      const int rows = exists ? walk.rows - walk.chunk * tiles.chunk_h : 0;
+      const int columns = conv.anchor_w - walk.column;
       const int first = k * tiles.chunk_h * tiles.strip_w;
-      const uint32_t base = grads + stage * tiles.stage_bytes + first * grad_bytes;
-      out_list.each(0, tiles.chunk_h, [&](int row, int column, int vector) {
-        const int y = top + row, x = walk.column + column;
-        const bool inside = y < row_end && x < conv.anchor_w && vector < present_out;
-        const unsigned char* pixel = image + y * conv.grad_strides.h + x * conv.grad_strides.w;
-        cp_async_16(base + (row * tiles.strip_w + column) * grad_bytes + vector * kVectorBytes,
-                    inside ? pixel + vector * kVectorBytes : conv.grad, inside);
-      });
+      const uint32_t base =
+          grads + stage * tiles.stage_bytes + first * grad_bytes + out_list.vector() * kVectorBytes;
+      out_list.each(0, tiles.chunk_h, origin, conv.grad_strides,
+                    [&](int row, int column, const unsigned char* pixel) {
+                      cp_async_16(base + (row * tiles.strip_w + column) * grad_bytes, pixel,
+                                  row < rows && column < columns);
+                    });
     }
   };
 

@@ -56,9 +56,9 @@ struct DirectSums {
     if (static_cast<int>(threadIdx.x % 32) >= squares) return;
 #pragma unroll
     for (int k = 0; k < 16; ++k) {
-      float sums[kTaps];
+      float sums[kTaps][1];
 #pragma unroll
-      for (int tap = 0; tap < kTaps; ++tap) sums[tap] = v[tap * 16 + k];
+      for (int tap = 0; tap < kTaps; ++tap) sums[tap][0] = v[tap * 16 + k];
       write(output * 4 + k / 4, input * 4 + k % 4, sums);
     }
   }

@@ -75,18 +75,20 @@ struct GroupSums {
     }
   }
 
-  // Calls write(output, input, sums of all taps) for each pair of channels, counted from the
-  // warp's first ones.
+  // Calls write(output, input, sums of all taps), for that input channel and the next; channels
+  // from the warp's first ones.
   template <class Write>
   RNK_DEVICE void each(const Write& write) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int k = 0; k < kRows * 8; ++k) {
+    for (int k = 0; k < kRows * 8; k += 2) {
       const int row = k / 8, tile = k / 4 % 2, half = k / 2 % 2;
-      float sums[kTaps];
+      float sums[kTaps][2];
 #pragma unroll
-      for (int tap = 0; tap < kTaps; ++tap) sums[tap] = v[tap * kRows * 8 + k];
-      write(row * 16 + half * 8 + lane / 4, tile * 8 + lane % 4 * 2 + k % 2, sums);
+      for (int tap = 0; tap < kTaps; ++tap) {
+        sums[tap][0] = v[tap * kRows * 8 + k], sums[tap][1] = v[tap * kRows * 8 + k + 1];
+      }
+      write(row * 16 + half * 8 + lane / 4, tile * 8 + lane % 4 * 2, sums);
     }
   }
 };
@@ -136,10 +138,10 @@ struct MergedSums {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const int block = k / 2, output = block * 8 + lane % 4 * 2 + k % 2;
-      float sums[kTaps];
+      float sums[kTaps][1];
 #pragma unroll
       for (int tap = 0; tap < kTaps; ++tap) {
-        sums[tap] = v[tap / 2 * 8 + block * 4 + tap % 2 * 2 + k % 2];
+        sums[tap][0] = v[tap / 2 * 8 + block * 4 + tap % 2 * 2 + k % 2];
       }
       write(output, block * 8 + lane / 4, sums);
     }

@@ -137,6 +137,14 @@ wide_kernel(const TapConv conv) {
     cp_async_commit();
   }
   write_anchors(tiles, table);
+  const int group_first = group * conv.destination_width;
+  float bias[kTiles / 2][4];
+#pragma unroll
+  for (int k = 0; k < kTiles; ++k) {
+    const int channel = group_first + first_to + k * 8 + lane % 4 * 2;
+    float* pair = bias[k / 2] + k % 2 * 2;
+    load_bias<Format>(conv, channel, pair[0], pair[1]);
+  }
 
   for (; !now.at_end(conv); now.next(conv, lanes)) {
     cp_async_wait<kWideLookahead - 1>();
@@ -178,12 +186,7 @@ wide_kernel(const TapConv conv) {
 #pragma unroll
           for (int tile = 0; tile < kTiles; tile += 2) {
             const int to = first_to + tile * 8 + epilogue_channel();
-            const int group_first = group * conv.destination_width;
-            const int channel = group_first + first_to + tile * 8 + lane % 4 * 2;
-            float bias[4];
-            epilogue.load_bias(channel, bias[0], bias[1]);
-            epilogue.load_bias(channel + 8, bias[2], bias[3]);
-            epilogue.store(sums[k][tile], sums[k][tile + 1], bias, target,
+            epilogue.store(sums[k][tile], sums[k][tile + 1], bias[tile / 2], target,
                            exists && to < conv.destination_width, group_first + to, Taps::phases,
                            phase / Taps::phases, phase % Taps::phases);
           }

@@ -8,8 +8,8 @@
 namespace rnk::cuda {
 
 template <typename... Parameters>
-const char* launch(void (*kernel)(Parameters...), int blocks, int threads, int shared_bytes, Stream,
-                   const Parameters&... parameters) {
+const char* launch(void (*kernel)(Parameters...), int blocks, int threads, int shared_bytes,
+                   const Gpu&, Stream, const Parameters&... parameters) {
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "more than a kernel can be given");
   struct Call {
     void (*kernel)(Parameters...);

@@ -191,4 +191,16 @@ inline void unpack(Format, uint32_t v, float& lo, float& hi) {
   hi = F::to_float(static_cast<uint16_t>(v >> 16));
 }
 
+template <class T>
+inline T* computed_here(T* p) {
+  return p;
+}
+
+template <class Format>
+inline uint32_t relu(Format, uint32_t v) {
+  float lo, hi;
+  unpack(Format{}, v, lo, hi);
+  return pack(Format{}, lo < 0 ? 0 : lo, hi < 0 ? 0 : hi);
+}
+
 }  // namespace rnk::cuda
