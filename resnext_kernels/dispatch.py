@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
+import warnings
 from dataclasses import dataclass
 from types import ModuleType
 
 from torch import Tensor
 
-from . import tuning
+from . import tuning, user_table
 from .backends import BACKENDS, aten
 from .problem import (
     DIRECTIONS,
@@ -21,6 +23,24 @@ from .problem import (
 )
 
 AUTO = "auto"
+DISABLE = "RESNEXT_KERNELS_DISABLE"
+
+
+def _disabled() -> frozenset[str]:
+    """The backends that the environment switches off; warns of names that it cannot."""
+    value = os.environ.get(DISABLE, "")
+    names = {name.strip() for name in value.split(",")} - {""}
+    able = [name for name in BACKENDS if name != aten.NAME]
+    if unknown := sorted(names.difference(able)):
+        warnings.warn(
+            f"{DISABLE}={value!r}: {', '.join(map(repr, unknown))} is ignored, expected names "
+            f"among {', '.join(map(repr, able))}",
+            stacklevel=2,
+        )
+    return frozenset(names.intersection(able))
+
+
+DISABLED = _disabled()
 
 
 def check_backend_name(backend: str) -> None:
@@ -39,7 +59,7 @@ def choose(problem: ConvProblem, direction: Direction, backend: str = AUTO) -> M
     """
     check_backend_name(backend)
     if backend != AUTO:
-        reasons = BACKENDS[backend].not_supported_reasons(problem, direction)
+        reasons = not_supported_reasons(BACKENDS[backend], problem, direction)
         if reasons:
             raise ProblemError(
                 f"backend={backend!r} cannot serve {direction} of {problem}: " + "; ".join(reasons)
@@ -51,13 +71,24 @@ def choose(problem: ConvProblem, direction: Direction, backend: str = AUTO) -> M
     return aten
 
 
+def not_supported_reasons(
+    module: ModuleType, problem: ConvProblem, direction: Direction
+) -> list[str]:
+    """Why ``module`` cannot serve ``direction`` of ``problem``: also that it was disabled."""
+    if module.NAME in DISABLED:
+        return [f"disabled by the environment variable {DISABLE}"]
+    return module.not_supported_reasons(problem, direction)
+
+
 def auto_reasons_against(
     module: ModuleType, problem: ConvProblem, direction: Direction
 ) -> list[str]:
     """Why "auto" passes over ``module``: what it cannot do, or that ATen is faster."""
-    reasons = module.not_supported_reasons(problem, direction)
+    reasons = not_supported_reasons(module, problem, direction)
     if reasons or module is aten:
         return reasons
+    if getattr(module, "INTERPRETED", False):
+        return ["its kernels are interpreted, which is slow: it serves only by name"]
     found = tuning.compare(module.NAME, module.isa(), problem, direction)
     return [found.reason] if found.aten_is_faster else []
 
@@ -74,11 +105,15 @@ def _reasons_not_chosen(
 
 @dataclass(frozen=True)
 class Explanation:
-    """The backend chosen for each direction of a problem, and why each other one was not."""
+    """The backend chosen for each direction of a problem, and why each other one was not.
+
+    ``notes`` tells of the user's own measurements that are not in use, see `user_table`.
+    """
 
     problem: ConvProblem
     chosen: dict[Direction, str]
     reasons: dict[Direction, dict[str, list[str]]]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [str(self.problem) + f" {str(self.problem.dtype).removeprefix('torch.')}"]
@@ -86,7 +121,7 @@ class Explanation:
             lines.append(f"  {direction}: {name}")
             for other, reasons in self.reasons[direction].items():
                 lines.append(f"    not {other}: {'; '.join(reasons)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 def explain(
@@ -117,4 +152,6 @@ def explain(
         }
         for d in DIRECTIONS
     }
-    return Explanation(problem, {d: module.NAME for d, module in chosen.items()}, reasons)
+    tables = (user_table.load(name, problem.device) for name in BACKENDS)
+    notes = tuple(str(table) for table in tables if table.ignored)
+    return Explanation(problem, {d: module.NAME for d, module in chosen.items()}, reasons, notes)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import ops
 from ..backends import BACKENDS
-from ..dispatch import AUTO
+from ..dispatch import AUTO, not_supported_reasons
 from ..functional import grouped_conv2d
 from ..problem import ConvProblem, Direction
 
@@ -140,4 +140,4 @@ DEFAULT_PEERS = tuple(name for name in PEERS if name != "torch:inductor")  # com
 
 def reasons_against(name: str, problem: ConvProblem, direction: Direction) -> list[str]:
     """Why an implementation of `OURS` cannot serve a call; empty where it can."""
-    return [] if name == AUTO else BACKENDS[name].not_supported_reasons(problem, direction)
+    return [] if name == AUTO else not_supported_reasons(BACKENDS[name], problem, direction)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import reference
 from ..problem import ConvProblem
+from ..verification.numerics import TOLERANCES, relative_error
 from . import machine
 from .implementations import (
     DEFAULT_OURS,
@@ -29,11 +30,10 @@ from .peaks import Peaks, PeaksDict
 from .suites import Case
 from .timing import Timing, interleaved, keep_freed_memory
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 INTERRUPTED = "interrupted"  # among what a result skipped
 _OPERAND_SETS = 2
 _PEAK_SAMPLES = 8
-_SECONDS = {"cpu": 0.5, "cuda": 0.2}  # a GPU's times scatter less
+SECONDS = {"cpu": 0.5, "cuda": 0.2}  # for one case; a GPU's times scatter less
 
 
 class Record(TypedDict):
@@ -110,7 +110,7 @@ def run(
     device = cases[0].device if cases else "cpu"
     keep_freed_memory()
     peaks = Peaks(dict.fromkeys(case.dtype for case in cases), device)
-    seconds = _SECONDS[device] if seconds is None else seconds
+    seconds = SECONDS[device] if seconds is None else seconds
     measurements: list[Measurement] = []
     skipped: dict[str, str] = {}
     try:
@@ -173,7 +173,7 @@ def measure(
         i: relative_error(result_of(case.direction, turns[0]()), expected)
         for i, turns in calls.items()
     }
-    green = {i: calls[i] for i, e in errors.items() if e <= TOLERANCE[case.dtype]}
+    green = {i: calls[i] for i, e in errors.items() if e <= TOLERANCES[case.dtype]}
     times = interleaved(green, seconds, case.device) if green else {}
     return [Measurement(case, i, errors[i], times.get(i)) for i in implementations]
 
@@ -184,13 +184,6 @@ def _expected(case: Case, x: Operands) -> Tensor:
     if case.direction == "dgrad":
         return reference.dgrad(case.problem, x.grad_output, x.weight)
     return reference.wgrad(case.problem, x.grad_output, x.input)
-
-
-def relative_error(out: Tensor, expected: Tensor) -> float:
-    """``||out - expected|| / ||expected||`` in float64; infinite where the shapes differ."""
-    if out.shape != expected.shape:
-        return math.inf
-    return float((out.double() - expected).norm() / expected.norm())
 
 
 def needed_flops(problem: ConvProblem) -> int:

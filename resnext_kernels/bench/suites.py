@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -59,6 +59,26 @@ def resnext_layers(
     return tuple(layers)
 
 
+@dataclass(frozen=True)
+class ModelLayer:
+    """A convolution as a model calls it: ``single`` is the call for one image."""
+
+    single: ConvProblem
+    count: int
+
+    def problem(
+        self, batch: int, dtype: torch.dtype, channels_last: bool = True, device: str = "cpu"
+    ) -> ConvProblem:
+        """The call for ``batch`` images on a type of device."""
+        return replace(
+            self.single, batch=self.single.batch * batch, dtype=dtype,
+            channels_last=channels_last, device=device,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        return str(self.single)
+
+
 # Widths of a group that those models lack, from depthwise to 168: peers serve some of them badly.
 _WIDTHS = (
     Layer(256, 28, 1, 256, 1), Layer(512, 28, 2, 512, 1), Layer(256, 28, 1, 128, 1),
@@ -78,7 +98,7 @@ class Case:
     """One measurement to make: a layer, a direction, a dtype, a batch size and a device type."""
 
     suite: str
-    layer: Layer
+    layer: Layer | ModelLayer
     direction: Direction
     dtype: torch.dtype
     batch: int
@@ -104,9 +124,21 @@ def cases_of(
     device: str = "cpu",
 ) -> list[Case]:
     """Every combination for the layers of a suite of `SUITES`, the layers varying fastest."""
+    return cases_of_layers(suite, SUITES[suite], directions, dtypes, batches, device)
+
+
+def cases_of_layers(
+    suite: str,
+    layers: Sequence[Layer | ModelLayer],
+    directions: Iterable[Direction],
+    dtypes: Iterable[torch.dtype],
+    batches: Iterable[int],
+    device: str = "cpu",
+) -> list[Case]:
+    """As `cases_of`, of layers that need not be in the registry; ``suite`` is their name."""
     combinations = [(t, b, d) for t in dtypes for b in batches for d in directions]
     return [
         Case(suite, layer, direction, dtype, batch, device)
         for dtype, batch, direction in combinations
-        for layer in SUITES[suite]
+        for layer in layers
     ]

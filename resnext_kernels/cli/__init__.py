@@ -10,10 +10,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import bench, demo, info
+from . import bench, demo, info, tune, verify
 from .console import UserError
 
-_COMMANDS = (info, bench, demo)
+_COMMANDS = (info, verify, bench, tune, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -42,28 +42,41 @@ def positive(text: str) -> int:
     return int(text)
 
 
-class Progress:
-    """A line on stderr for each finished case; on a terminal, each one replaces the last."""
+class ProgressLine:
+    """A line on stderr for each finished step; on a terminal, each one replaces the last.
 
-    def __init__(self, total: int) -> None:
+    Elsewhere, only every ``every``-th one is printed.
+    """
+
+    def __init__(self, total: int, every: int = 1) -> None:
         self._total = total
+        self._every = every
         self._done = 0
         self._start = monotonic()
         self._terminal = sys.stderr.isatty()
 
-    def __call__(self, measurements: Sequence[Measurement]) -> None:
+    def step(self, text: str) -> None:
+        """Count a step, which ``text`` describes."""
         self._done += 1
         elapsed = monotonic() - self._start
         left = elapsed / self._done * (self._total - self._done)
+        line = f"[{self._done}/{self._total}, {left:.0f} s left] {text}"
+        last = self._done == self._total
+        if not self._terminal:
+            if last or self._done % self._every == 0:
+                print(line, file=sys.stderr, flush=True)
+            return
+        fitting = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line would stay
+        print(f"\r\033[K{fitting}", end="\n" * last, file=sys.stderr, flush=True)
+
+
+class Progress(ProgressLine):
+    """Progress by cases measured."""
+
+    def __call__(self, measurements: Sequence[Measurement]) -> None:
         times = ", ".join(
             f"{m.implementation.label} {m.timing.median:.3f} ms" if m.timing
             else f"{m.implementation.label} PARITY RED"
             for m in measurements
         )  # fmt: skip
-        line = f"[{self._done}/{self._total}, {left:.0f} s left] {measurements[0].case}: {times}"
-        if not self._terminal:
-            print(line, file=sys.stderr, flush=True)
-            return
-        fitting = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line would stay
-        end = "\n" if self._done == self._total else ""
-        print(f"\r\033[K{fitting}", end=end, file=sys.stderr, flush=True)
+        self.step(f"{measurements[0].case}: {times}")

@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from ..backends import BACKENDS, cuda
+from .. import dispatch, user_table
+from ..backends import BACKENDS, cpu, cuda, triton
 from ..bench import machine
 from ..version import __version__
 
@@ -47,7 +48,16 @@ def describe() -> dict[str, str]:
     if cuda.LIBRARY.loaded:
         archs = torch.ops.resnext_kernels_cuda.archs()
         facts[f"backend {cuda.NAME}"] += f", compiled for {archs}"
-    return facts
+    for name in dispatch.DISABLED:
+        facts[f"backend {name}"] += f"; disabled by {dispatch.DISABLE}"
+    return facts | _tables()
+
+
+def _tables() -> dict[str, str]:
+    """Where the user's own measurements are, and whether they are in use."""
+    names = [cuda.NAME, triton.NAME] if torch.cuda.is_available() else []
+    devices = {cpu.NAME: "cpu", **dict.fromkeys(names, "cuda")}
+    return {f"tuned {name}": str(user_table.load(name, d)) for name, d in devices.items()}
 
 
 def _installed(package: str) -> str:

@@ -1,0 +1,119 @@
+"""Recorded measurements of this package's kernels beside ATen, and their form in JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from .problem import ConvProblem, Direction, Pair
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measured problem: ``ours`` and ``aten`` are medians in milliseconds.
+
+    ``width`` is (input, output) channels of one group, ``size`` the input's (height, width),
+    ``layout`` "channels_last" or "contiguous".
+    """
+
+    direction: str
+    dtype: str
+    layout: str
+    batch: int
+    groups: int
+    width: Pair
+    size: Pair
+    kernel: Pair
+    stride: Pair
+    ours: float
+    aten: float
+
+    @classmethod
+    def of(
+        cls, problem: ConvProblem, direction: Direction, ours: float = 1.0, aten: float = 1.0
+    ) -> Measured:
+        """The record of ``problem``, whose dilation is 1, with two times."""
+        return cls(
+            direction,
+            str(problem.dtype).removeprefix("torch."),
+            "channels_last" if problem.channels_last else "contiguous",
+            problem.batch,
+            problem.groups,
+            (problem.in_width, problem.out_width),
+            problem.in_size,
+            problem.kernel,
+            problem.stride,
+            ours,
+            aten,
+        )
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Measured:
+        """A record of a table; ValueError, KeyError or TypeError where it is damaged."""
+        values: dict[str, Any] = {name: parse(record[name]) for name, parse in _PARSERS.items()}
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return asdict(self)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What two problems must share to be compared at all."""
+        return self.direction, self.dtype, self.layout, self.stride == (1, 1)
+
+    def distance(self, other: Measured) -> float:
+        """Factors between two problems in octaves, weighted by how much they decide."""
+        pairs = zip(self._features(), other._features(), strict=True)
+        return math.hypot(*(weight * math.log2(a / b) for (weight, a), (_, b) in pairs))
+
+    def _features(self) -> tuple[tuple[float, float], ...]:
+        """(weight, quantity): a group's width picks the kernel, the batch only repeats it."""
+        width, size = math.sqrt(math.prod(self.width)), math.sqrt(math.prod(self.size))
+        return (
+            (0.5, self.batch), (1, size), (1, self.groups * width), (2, width),
+            (2, math.sqrt(math.prod(self.kernel))),
+        )  # fmt: skip
+
+    @property
+    def problem(self) -> Measured:
+        """The same without times: equal for two measurements of one problem."""
+        return replace(self, ours=1.0, aten=1.0)
+
+    def __str__(self) -> str:
+        channels, strided = self.groups * self.width[0], self.stride != (1, 1)
+        return (
+            f"{self.batch}x{channels}x{self.size[0]}x{self.size[1]} g{self.groups}"
+            f"{f' s{self.stride[0]}' if strided else ''} {self.dtype} {self.layout}"
+        )
+
+
+def _positive(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{value!r}: expected a positive number")
+    return value
+
+
+def _pair(values: Sequence[int]) -> Pair:
+    height, width = values
+    return int(_positive(height)), int(_positive(width))
+
+
+_PARSERS: dict[str, Callable[[Any], object]] = {
+    "direction": str, "dtype": str, "layout": str, "batch": _positive, "groups": _positive,
+    "width": _pair, "size": _pair, "kernel": _pair, "stride": _pair,
+    "ours": _positive, "aten": _positive,
+}  # fmt: skip
+
+
+Runs = dict[str, tuple[Measured, ...]]  # by name of hardware, see `tuning.hardware`
+
+
+def runs_from_json(runs: Iterable[dict[str, Any]]) -> Runs:
+    """The records of a table's runs; any of `DAMAGE` where it is damaged."""
+    return {run["hardware"]: tuple(map(Measured.from_json, run["records"])) for run in runs}
+
+
+DAMAGE = (ValueError, LookupError, TypeError, RecursionError)  # what reading a damaged table raises

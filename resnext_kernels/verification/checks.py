@@ -1,0 +1,229 @@
+"""Every backend of this machine on every problem: what is checked, and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import dispatch, ops
+from ..backends import BACKENDS, aten
+from ..bench.suites import SUITES
+from ..problem import ConvProblem, Direction
+from . import numerics
+from .numerics import TOLERANCES
+from .operands import LAYOUTS, operand_shapes, randn
+from .problems import PROBLEMS, problem
+
+Kind = Literal["fprop", "fused", "dgrad", "wgrad"]
+KINDS: tuple[Kind, ...] = ("fprop", "fused", "dgrad", "wgrad")
+# What the tests check, and the layers that users have.
+CHECKED: tuple[ConvProblem, ...] = (
+    *PROBLEMS,
+    *(layer.problem(1, torch.float32) for layer in dict.fromkeys(sum(SUITES.values(), ()))),
+)
+_ROUNDS = 2  # of operands: in the kernels' own layout, then in layouts drawn at random
+_FEWEST_OUTPUTS = 64  # of a fused call: ReLU could leave next to nothing of fewer
+
+
+class Target(NamedTuple):
+    """A backend on a type of device, and why it cannot be checked there."""
+
+    backend: str
+    device: str
+    reason_against: str
+
+    @property
+    def name(self) -> str:
+        """The backend's name, with the device where it is made for several."""
+        return f"{self.backend}:{self.device}" if self.backend == aten.NAME else self.backend
+
+
+def targets() -> list[Target]:
+    """Every backend with each type of device of this machine that it is made for.
+
+    Triton's interpreter is none: what it computes tells nothing of the machine.
+    """
+    devices = {"aten": ["cpu", *["cuda"] * torch.cuda.is_available()], "cpu": ["cpu"]}
+    found = []
+    for backend, module in BACKENDS.items():
+        for device in devices.get(backend, ["cuda"]):
+            plain = dataclasses.replace(problem(8), device=device)
+            reasons = dispatch.not_supported_reasons(module, plain, "fprop")
+            found.append(Target(backend, device, "; ".join(reasons)))
+    return found
+
+
+@dataclass(frozen=True)
+class Check:
+    """A problem with operands to be drawn; ``number`` tells it from others of its kind and dtype.
+
+    "fused" is fprop with bias, residual and ReLU.
+    """
+
+    kind: Kind
+    dtype: torch.dtype
+    number: int
+
+    @property
+    def problem(self) -> ConvProblem:
+        return CHECKED[self.number // _ROUNDS]
+
+    @property
+    def direction(self) -> Direction:
+        return "fprop" if self.kind == "fused" else self.kind
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}/{self.dtype_name}/{self.number}"
+
+    def layouts(self, draw: random.Random) -> list[str]:
+        """Names of `LAYOUTS` for the two operands and the residual."""
+        if self.number % _ROUNDS == 0:
+            return ["channels_last", "contiguous", "channels_last"]
+        first, residual = draw.choices(list(LAYOUTS), k=2)
+        # Two expanded operands may leave one number, all but cancelled, as the whole result.
+        seconds = [name for name in LAYOUTS if not ("expanded" in name and "expanded" in first)]
+        return [first, draw.choice(seconds), residual]
+
+
+def all_checks() -> list[Check]:
+    """Every check of a target, those of one problem together."""
+    return [
+        Check(kind, dtype, number)
+        for number in range(len(CHECKED) * _ROUNDS)
+        for kind in KINDS
+        for dtype in TOLERANCES
+        if kind != "fused" or math.prod(CHECKED[number // _ROUNDS].output_shape) >= _FEWEST_OUTPUTS
+    ]
+
+
+class Outcome(NamedTuple):
+    """What came of one check: refused, missed, or where both are empty, passed."""
+
+    refused: str = ""
+    missed: str = ""
+    error: float = 0.0
+
+
+@dataclass
+class Tally:
+    """The outcomes of several checks together; ``worst`` is the largest relative error."""
+
+    passed: int = 0
+    missed: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    worst: float = 0.0
+
+    @property
+    def checks(self) -> int:
+        return self.passed + self.missed + self.refused.total()
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.refused:
+            self.refused[outcome.refused] += 1
+        elif outcome.missed:
+            self.missed += 1
+        else:
+            self.passed += 1
+        self.worst = max(self.worst, outcome.error)
+
+
+def run(check: Check, device: str, backends: Sequence[str], seed: int) -> dict[str, Outcome]:
+    """Check backends on the same operands on one type of device; equal seeds give equal ones.
+
+    In the kernels' own layout they run on all threads, otherwise on one: every region of several
+    threads costs milliseconds where others compute on the machine too.
+    """
+    threads = 1 if check.number % _ROUNDS else torch.get_num_threads()
+    with _threads(1):
+        try:
+            trial = _Trial(check, device, seed)
+        except RuntimeError as error:  # a GPU that an earlier kernel has left in ruins
+            return dict.fromkeys(backends, Outcome(missed=_one_line(error), error=math.inf))
+        return {backend: trial.run(backend, threads) for backend in backends}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Trial:
+    """A check with operands, and with what is expected of them."""
+
+    def __init__(self, check: Check, device: str, seed: int) -> None:
+        draw = random.Random(f"{seed} {device} {check.name}")
+        torch.manual_seed(draw.randrange(2**32))
+        self._check = check
+        self._layouts = check.layouts(draw)
+        problem, dtype = check.problem, check.dtype
+        shapes = operand_shapes(problem, check.direction)
+        self._first, self._second = (
+            randn(shape, dtype, layout, device)
+            for shape, layout in zip(shapes, self._layouts, strict=False)
+        )
+        self._expected = numerics.truth(problem, check.direction, self._first, self._second)
+        if check.kind == "fused":
+            every_second = randn((problem.out_channels, 1, 1, 2), dtype, device=device)
+            self._bias = every_second[:, 0, 0, 0]
+            self._residual = randn(problem.output_shape, dtype, self._layouts[2], device)
+            epilogue = self._bias.view(-1, 1, 1).double() + self._residual.double()
+            self._expected = (self._expected + epilogue.cpu()).relu()
+
+    def run(self, backend: str, threads: int) -> Outcome:
+        """What comes of one backend on so many threads."""
+        check = self._check
+        input, weight = numerics.input_and_weight(
+            check.problem, check.direction, self._first, self._second
+        )
+        called = ConvProblem.of(input, weight, *numerics.convolution(check.problem))
+        module = BACKENDS[backend]
+        if reasons := dispatch.not_supported_reasons(module, called, check.direction):
+            return Outcome(refused="; ".join(reasons))
+        try:
+            with _threads(threads):
+                out = self._call(backend)
+            right_dtype = out.dtype == check.dtype
+            error = numerics.relative_error(out, self._expected) if right_dtype else math.inf
+        except Exception as raised:  # a wrong kernel may raise anything
+            return Outcome(missed=self._describe(_one_line(raised)), error=math.inf)
+        tolerance = TOLERANCES[check.dtype]
+        if error <= tolerance:
+            return Outcome(error=error)
+        found = f"relative error {error:.1e}, expected at most {tolerance:.0e}"
+        return Outcome(missed=self._describe(found), error=error)
+
+    def _call(self, backend: str) -> Tensor:
+        problem, first, second = self._check.problem, self._first, self._second
+        if self._check.kind != "fused":
+            return numerics.call(problem, self._check.direction, backend, first, second)
+        conv = numerics.convolution(problem)
+        return ops.grouped_conv2d_fused(
+            first, second, self._bias, self._residual, *conv, "relu", backend
+        )
+
+    def _describe(self, found: str) -> str:
+        count = 3 if self._check.kind == "fused" else 2
+        return f"{self._check.problem}, operands {', '.join(self._layouts[:count])}: {found}"
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -1,0 +1,94 @@
+"""The truth of a call, the measure of error, the tolerances, and how a call is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .. import ops, reference
+from ..problem import Convolution, ConvProblem, Direction
+
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def relative_error(out: Tensor, truth: Tensor) -> float:
+    """``||out - truth|| / ||truth||`` in float64; infinite for another shape, NaN or infinity."""
+    out, truth = out.detach(), truth.detach()
+    if out.shape != truth.shape or not out.isfinite().all():
+        return math.inf
+    error = float((out.to(truth.device, torch.float64) - truth).norm())
+    if error == 0:
+        return 0.0
+    norm = float(truth.norm())
+    return error / norm if norm else math.inf
+
+
+def truth(problem: ConvProblem, direction: Direction, first: Tensor, second: Tensor) -> Tensor:
+    """The float64 reference of one direction, on the CPU; operands in a backend's order."""
+    first, second = first.cpu(), second.cpu()
+    if direction == "fprop":
+        return reference.fprop(problem, first, second, None)
+    return getattr(reference, direction)(problem, first, second)
+
+
+def fused_truth(
+    problem: ConvProblem, input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor
+) -> Tensor:
+    """The float64 reference of ``relu(conv(input, weight) + bias + residual)``, on the CPU."""
+    out = reference.fprop(problem, input.cpu(), weight.cpu(), bias.cpu())
+    return (out + residual.double().cpu()).relu()
+
+
+def convolution(problem: ConvProblem) -> Convolution:
+    """Stride, padding, dilation and groups, as the operators take them."""
+    return problem.stride, problem.padding, problem.dilation, problem.groups
+
+
+def input_and_weight(
+    problem: ConvProblem, direction: Direction, first: Tensor, second: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the operators are given: NaN in place of the operand that ``direction`` cannot read."""
+    if direction == "fprop":
+        return first, second
+    shape = problem.input_shape if direction == "dgrad" else problem.weight_shape
+    unread = first.new_full(shape, float("nan"))
+    return (unread, second) if direction == "dgrad" else (second, unread)
+
+
+def call(
+    problem: ConvProblem, direction: Direction, backend: str, first: Tensor, second: Tensor
+) -> Tensor:
+    """One direction through the operators, by a named backend.
+
+    Raises:
+        ProblemError: the backend cannot serve the call.
+    """
+    conv = convolution(problem)
+    input, weight = input_and_weight(problem, direction, first, second)
+    if direction == "fprop":
+        return ops.grouped_conv2d(input, weight, None, *conv, backend)
+    mask = [direction == "dgrad", direction == "wgrad", False]
+    grads = ops.grouped_conv2d_backward(first, input, weight, *conv, mask, backend)
+    return grads[mask.index(True)]
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    """No TF32, which has a tolerance of its own, and NaN in memory that nobody has written.
+
+    The latter shows output that a kernel left out; torch does it under deterministic algorithms.
+    """
+    tf32 = torch.backends.cudnn.allow_tf32
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
