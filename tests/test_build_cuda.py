@@ -33,9 +33,9 @@ const char* dgrad(const ConvProblem&, Element, const Images&, const void*, const
                   const Gpu&, Stream) { return nullptr; }
 const char* wgrad(const ConvProblem&, Element, const Images&, const Images&, void*, void*,
                   const Gpu&, Stream) { return nullptr; }
-size_t wgrad_workspace(const ConvProblem&, const Gpu&) { return 0; }
-const char* not_supported_reason(const ConvProblem& p) {
-  return p.groups == 3 ? "three groups" : nullptr;
+size_t wgrad_workspace(const ConvProblem&, Element, const Gpu&) { return 0; }
+const char* not_supported_reason(const ConvProblem& p, Element element) {
+  return p.groups == 3 && element == Element::bf16 ? "three groups" : nullptr;
 }
 }  // namespace rnk::cuda
 """
@@ -47,10 +47,10 @@ LOOK = """if True:
     for name in ("fprop", "dgrad", "wgrad"):
         name = f"resnext_kernels_cuda::{name}"
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
-    shapes = [1, 24, 5, 5], [24, 8, 3, 3], [1, 1], [1, 1], [1, 1], 3
+    shapes = [1, 24, 5, 5], [24, 8, 3, 3], [1, 1], [1, 1], [1, 1], 3, 2
     print(torch.ops.resnext_kernels_cuda.not_supported_reason(*shapes))
     try:
-        torch.ops.resnext_kernels_cuda.not_supported_reason(*shapes[:5], 2)
+        torch.ops.resnext_kernels_cuda.not_supported_reason(*shapes[:5], 2, 2)
     except RuntimeError as error:
         print(str(error).splitlines()[0])
 """

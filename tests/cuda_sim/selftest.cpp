@@ -12,26 +12,27 @@ using Run = const char* (*)(const SelfTest&, int blocks);
 
 template <Bug bug>
 const char* run_copy(const SelfTest& task, int blocks) {
-  return launch(ring_copy<bug>, blocks, kCopyThreads, kStages * kStageBytes, Stream{}, task);
+  return launch(ring_copy<bug>, blocks, kCopyThreads, kStages * kStageBytes, Gpu{}, Stream{}, task);
 }
 
 template <class Format, int k, Bug bug = Bug::none>
 const char* run_matmul(const SelfTest& task, int blocks) {
-  return launch(matmul<Format, k, bug>, blocks, kMatmulThreads, kMatmulShared, Stream{}, task);
+  return launch(matmul<Format, k, bug>, blocks, kMatmulThreads, kMatmulShared, Gpu{}, Stream{},
+                task);
 }
 
 template <Bug bug>
 const char* run_exchange(const SelfTest& task, int blocks) {
-  return launch(exchange_words<bug>, blocks, 32, 128, Stream{}, task);
+  return launch(exchange_words<bug>, blocks, 32, 128, Gpu{}, Stream{}, task);
 }
 
 template <Bug bug>
 const char* run_stuck(const SelfTest& task, int blocks) {
-  return launch(stuck<bug>, blocks, 64, 0, Stream{}, task);
+  return launch(stuck<bug>, blocks, 64, 0, Gpu{}, Stream{}, task);
 }
 
 const char* run_cost(const SelfTest& task, int blocks) {
-  return launch(cost_of_stride, blocks, 32, 8192, Stream{}, task);
+  return launch(cost_of_stride, blocks, 32, 8192, Gpu{}, Stream{}, task);
 }
 
 // From a to b, and in a second launch from b to out.
