@@ -65,6 +65,10 @@ def _problems() -> Iterator[ConvProblem]:
             for padding in ((0, 1), (2, 0), (2, 2), (4, 3)):
                 yield problem(width, size=(6, 9), stride=(stride,) * 2, padding=padding)
     yield problem(4, groups=32, batch=7, size=(8, 8))
+    # As many small images in a chunk as it takes.
+    for side, batch in ((1, 40), (2, 50), (3, 60), (5, 23)):
+        yield problem(8, groups=9, batch=batch, size=(side, side))
+        yield problem(40, groups=2, batch=batch, size=(2 * side, 2 * side), stride=(2, 2))
 
 
 ALL = list(dict.fromkeys(_problems()))

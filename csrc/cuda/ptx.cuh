@@ -50,11 +50,6 @@ RNK_DEVICE uint32_t ld_global_4(const void* p) {
   asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
   return v;
 }
-RNK_DEVICE uint16_t ld_global_2(const void* p) {
-  uint16_t v;
-  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
-  return v;
-}
 RNK_DEVICE void st_global_16(void* p, const Vec16& v) {
   asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x[0]), "r"(v.x[1]),
                "r"(v.x[2]), "r"(v.x[3])

@@ -76,12 +76,12 @@ inline Tiles tiles_of(const TileShape& shape, int strip_h, int strip_w, int chun
   const int halo = round_up(shape.window - shape.step, shape.step);
   t.chunk_rows = chunk_h * shape.step;
   t.image_rows = t.chunk_rows + halo;
-  // Continues the count from image to image, in the room of one more row at the end.
+  // Continues the count from image to image, in the room of more rows at the end.
   while (images > 1 && (halo / shape.step * t.pitch_bytes + t.image_pad) % 128) {
     t.image_pad += kVectorBytes;
   }
   t.last_rows = images * t.image_rows;
-  if (t.image_pad) t.last_rows += shape.step;
+  t.last_rows += ceil_div((images - 1) * t.image_pad, t.pitch_bytes) * shape.step;
   const int lookahead = shape.lookahead;
   t.ring_rows = images > 1
                     ? (lookahead + 1) * t.last_rows

@@ -47,11 +47,6 @@ inline uint32_t ld_global_4(const void* p, Site site = Site::current()) {
   sim::load_global(&v, p, 4, {"ld_global_4", site});
   return v;
 }
-inline uint16_t ld_global_2(const void* p, Site site = Site::current()) {
-  uint16_t v;
-  sim::load_global(&v, p, 2, {"ld_global_2", site});
-  return v;
-}
 inline void st_global_16(void* p, const Vec16& v, Site site = Site::current()) {
   sim::store_global(p, &v, 16, {"st_global_16", site});
 }
