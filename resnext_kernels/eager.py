@@ -8,6 +8,7 @@ a plan kept from the first call of the same shape.
 
 from __future__ import annotations
 
+import marshal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -23,14 +24,22 @@ from .problem import ConvProblem, normalise
 Plan = tuple[ConvProblem, Callable[..., Tensor]]
 _PLANS: dict[Any, Plan] = {}
 _MOST_PLANS = 4096
+_NO_REFERENCES = 2  # a version of the format in which equal values have equal text
+
+
+# Names of this module: looking up three attributes in each call would cost as much as they do.
+_is_compiling = torch.compiler.is_compiling
+_function_modes = torch._C._len_torch_function_stack
+_included_keys = torch._C._dispatch_tls_local_include_set
+_excluded_keys = torch._C._dispatch_tls_local_exclude_set
+_keys_of = torch._C._dispatch_keys
+_is_grad_enabled = torch.is_grad_enabled
+_TYPES = {Tensor, torch.nn.Parameter}
 
 
 def _thread_keys() -> tuple[int, int]:
     """What this thread adds to and hides from the dispatch keys of its tensors."""
-    return (
-        torch._C._dispatch_tls_local_include_set().raw_repr(),
-        torch._C._dispatch_tls_local_exclude_set().raw_repr(),
-    )
+    return _included_keys().raw_repr(), _excluded_keys().raw_repr()
 
 
 def _plain_keys() -> tuple[set[tuple[int, int]], set[int]]:
@@ -41,7 +50,7 @@ def _plain_keys() -> tuple[set[tuple[int, int]], set[int]]:
         for mode in (False, True):
             with torch.inference_mode(mode):
                 threads.add(_thread_keys())
-                tensors.add(torch._C._dispatch_keys(torch.empty(1, device="cpu")).raw_repr())
+                tensors.add(_keys_of(torch.empty(1, device="cpu")).raw_repr())
 
     # A new thread has no mode on, whatever this one is in the middle of.
     thread = threading.Thread(target=look)
@@ -53,23 +62,31 @@ def _plain_keys() -> tuple[set[tuple[int, int]], set[int]]:
 _PLAIN_THREADS, _PLAIN_TENSORS = _plain_keys()
 
 
-def _is_plain(*tensors: Tensor) -> bool:
+def _is_plain(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the dispatcher would only pass these tensors on to the implementation."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_function_stack():
+    if _is_compiling() or _function_modes():
         return False
-    if forward_ad._current_level >= 0:  # a dual tensor has no key that would tell
+    # A dual tensor has no key that would tell.
+    if forward_ad._current_level >= 0 or _thread_keys() not in _PLAIN_THREADS:
         return False
-    grad = torch.is_grad_enabled()
-    for tensor in tensors:
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or (grad and tensor.requires_grad):
-            return False
-        if torch._C._dispatch_keys(tensor).raw_repr() not in _PLAIN_TENSORS:
-            return False
-    return _thread_keys() in _PLAIN_THREADS
+    grad = _is_grad_enabled()
+    return (
+        _is_plain_tensor(input, grad)
+        and _is_plain_tensor(weight, grad)
+        and (bias is None or _is_plain_tensor(bias, grad))
+    )
+
+
+def _is_plain_tensor(tensor: Tensor, grad: bool) -> bool:
+    return (
+        type(tensor) in _TYPES
+        and not (grad and tensor.requires_grad)
+        and _keys_of(tensor).raw_repr() in _PLAIN_TENSORS
+    )
 
 
 def _are_literal(*values: Any) -> bool:
-    """Whether each is an int, or a tuple or list of them: what the text in a key tells whole."""
+    """Whether each is an int, or a tuple or list of them: what a key tells whole."""
     return all(
         type(value) is int or (type(value) in (tuple, list) and all(type(v) is int for v in value))
         for value in values
@@ -87,12 +104,16 @@ def direct(
     backend: str,
 ) -> Tensor | None:
     """The result of a plain call (arguments as `grouped_conv2d`), None where it is not plain."""
-    if not (_is_plain(input, weight) if bias is None else _is_plain(input, weight, bias)):
+    if not _is_plain(input, weight, bias):
+        return None
+    try:
+        # Unlike the values themselves, their text tells 1 from True and 1.0.
+        arguments = marshal.dumps((stride, padding, dilation, groups, backend), _NO_REFERENCES)
+    except ValueError:
         return None
     key = (
         input.shape, input.stride(), input.dtype, weight.shape, weight.stride(), weight.dtype,
-        None if bias is None else (bias.shape, bias.dtype),
-        f"{stride!r} {padding!r} {dilation!r} {groups!r} {backend!r}",  # 1.0, True, "1" are not 1
+        None if bias is None else (bias.shape, bias.dtype), arguments,
     )  # fmt: skip
     plan = _PLANS.get(key)
     if plan is None:

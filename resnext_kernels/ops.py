@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -167,11 +168,7 @@ def _format(tensor: Tensor) -> torch.memory_format:
 
 def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     """``tensor`` with the strides of the fake kernel, even where a size of 1 leaves a choice."""
-    _, c, h, w = (max(size, 1) for size in tensor.shape)
-    if memory_format == torch.channels_last:
-        strides = (h * w * c, 1, w * c, c)
-    else:
-        strides = (c * h * w, h * w, w, 1)
+    strides = _dense_strides(tensor.shape, memory_format)
     if tensor.stride() == strides:
         return tensor
     dense = tensor.contiguous(memory_format=memory_format)
@@ -179,6 +176,16 @@ def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     return dense.new_empty(0).set_(
         dense.untyped_storage(), dense.storage_offset(), dense.shape, strides
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _dense_strides(
+    shape: tuple[int, ...], memory_format: torch.memory_format
+) -> tuple[int, int, int, int]:
+    _, c, h, w = (max(size, 1) for size in shape)
+    if memory_format == torch.channels_last:
+        return (h * w * c, 1, w * c, c)
+    return (c * h * w, h * w, w, 1)
 
 
 for _name, _function in (

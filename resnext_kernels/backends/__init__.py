@@ -10,7 +10,8 @@ A backend is a module with one interface:
 - ``isa() -> str``, but for ATen: the kind of hardware it runs on, for which measurements hold;
 - ``INTERPRETED``, where it has one: whether "auto" passes over it, because Python does its work.
 
-Results carry the memory format of ``problem``, a weight gradient the one asked for.
+A result may lie in any memory format: the operators bring it into that of ``problem``, a weight
+gradient into the ``memory_format`` that `wgrad` is told, which spares a copy where it is followed.
 """
 
 from types import ModuleType

@@ -32,7 +32,7 @@ def fprop(
         out += residual
     if relu:
         out = out.relu_()
-    return out.contiguous(memory_format=problem.memory_format)
+    return out
 
 
 def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
@@ -43,23 +43,23 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
         device=grad_output.device,
         memory_format=problem.memory_format,
     )
-    grad = _backward(problem, grad_output, like, weight, [True, False, False])[0]
-    return grad.contiguous(memory_format=problem.memory_format)
+    return _backward(problem, grad_output, like, weight, [True, False, False])[0]
 
 
 def wgrad(
     problem: ConvProblem, grad_output: Tensor, input: Tensor, memory_format: torch.memory_format
 ) -> Tensor:
-    """Return the gradient by the weight, shape ``problem.weight_shape``, in ``memory_format``."""
-    # In the images' format, in which ATen computes it: the conversion is cheaper outside.
+    """Return the gradient by the weight, shape ``problem.weight_shape``.
+
+    In the images' format, in which ATen computes it: a conversion is cheaper outside.
+    """
     weight = torch.empty(
         problem.weight_shape,
         dtype=problem.dtype,
         device=input.device,
         memory_format=problem.memory_format,
     )
-    grad = _backward(problem, grad_output, input, weight, [False, True, False])[1]
-    return grad.contiguous(memory_format=memory_format)
+    return _backward(problem, grad_output, input, weight, [False, True, False])[1]
 
 
 def _backward(

@@ -74,7 +74,7 @@ def fprop(
     torch.ops.resnext_kernels_cpu.fprop(
         _pixels(input), _filters(weight), bias, residual, out, *_conv(problem), relu
     )
-    return out.contiguous(memory_format=problem.memory_format)
+    return out
 
 
 def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     torch.ops.resnext_kernels_cpu.dgrad(
         _pixels(grad_output), _filters(weight), out, *_conv(problem)
     )
-    return out.contiguous(memory_format=problem.memory_format)
+    return out
 
 
 def wgrad(

@@ -105,7 +105,7 @@ def fprop(
     torch.ops.resnext_kernels_cuda.fprop(
         _pixels(input), _filters(weight), bias, residual, out, *_conv(problem), relu
     )
-    return out.contiguous(memory_format=problem.memory_format)
+    return out
 
 
 def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
@@ -114,19 +114,19 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     torch.ops.resnext_kernels_cuda.dgrad(
         _pixels(grad_output), _filters(weight), out, *_conv(problem)
     )
-    return out.contiguous(memory_format=problem.memory_format)
+    return out
 
 
 def wgrad(
     problem: ConvProblem, grad_output: Tensor, input: Tensor, memory_format: torch.memory_format
 ) -> Tensor:
-    """Return the gradient by the weight, shape ``problem.weight_shape``, in ``memory_format``.
+    """Return the gradient by the weight, shape ``problem.weight_shape``, in channels_last.
 
     Partial sums are added up in a fixed order: equal operands give equal bits.
     """
     out = _empty(problem.weight_shape, input)
     torch.ops.resnext_kernels_cuda.wgrad(_pixels(grad_output), _pixels(input), out, *_conv(problem))
-    return out.contiguous(memory_format=memory_format)
+    return out
 
 
 def _pixels(images: Tensor) -> Tensor:
