@@ -1,11 +1,13 @@
-"""First and second derivatives of the operators, for `torch.library.register_autograd`.
-
-They call the operators by name: `ops`, which registers them, comes after this module.
-"""
+"""First and second derivatives of the operators, registered with torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+from . import ops
+from .plain import is_plain, is_plain_thread
 
 
 def setup_forward(ctx, inputs, output) -> None:
@@ -18,16 +20,19 @@ def backward_of_forward(ctx, grad_output):
     input, weight = ctx.saved_tensors
     mask = list(ctx.needs_input_grad[:3])
     mask[2] = mask[2] and ctx.has_bias
-    grads = _masked_backward(grad_output, input, weight, ctx.conv, mask, ctx.backend)
+    grads = masked_backward(grad_output, input, weight, ctx.conv, mask, ctx.backend)
     return (*grads, None, None, None, None, None)
 
 
-def _masked_backward(grad_output, input, weight, conv, mask, backend):
+def masked_backward(grad_output, input, weight, conv, mask, backend):
     """The backward operator with None in the place of each gradient that is not needed."""
     if not any(mask):
         return [None] * 3
-    operator = torch.ops.resnext_kernels.grouped_conv2d_backward.default
-    grads = operator(grad_output, input, weight, *conv, mask, backend)
+    operands = grad_output, input, weight
+    # The short way of `eager`, backwards; with gradients on, this is to be differentiated again.
+    short = not torch.is_grad_enabled() and is_plain_thread() and all(map(is_plain, operands))
+    compute: Callable = ops.compute_backward if short else ops.grouped_conv2d_backward
+    grads = compute(*operands, *conv, mask, backend)
     return [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
 
 
@@ -44,24 +49,23 @@ def double_backward(ctx, *grad_grads):
     )
     grad_output, input, weight = ctx.saved_tensors
     conv, backend = ctx.conv, ctx.backend
-    grouped_conv2d = torch.ops.resnext_kernels.grouped_conv2d.default
     needs_grad_output, needs_input, needs_weight = ctx.needs_input_grad[:3]
     to_grad_output = to_input = to_weight = None
     terms = []
     if grad_grad_input is not None and needs_grad_output:
-        terms.append(grouped_conv2d(grad_grad_input, weight, None, *conv, backend))
+        terms.append(ops.grouped_conv2d(grad_grad_input, weight, None, *conv, backend))
     if grad_grad_weight is not None and needs_grad_output:
-        terms.append(grouped_conv2d(input, grad_grad_weight, None, *conv, backend))
+        terms.append(ops.grouped_conv2d(input, grad_grad_weight, None, *conv, backend))
     if grad_grad_bias is not None and needs_grad_output:
         terms.append(grad_grad_bias.view(1, -1, 1, 1).expand_as(grad_output))
     if terms:
         to_grad_output = sum(terms[1:], terms[0])
     if grad_grad_weight is not None and needs_input:
-        to_input = _masked_backward(
+        to_input = masked_backward(
             grad_output, input, grad_grad_weight, conv, [True, False, False], backend
         )[0]
     if grad_grad_input is not None and needs_weight:
-        to_weight = _masked_backward(
+        to_weight = masked_backward(
             grad_output, grad_grad_input, weight, conv, [False, True, False], backend
         )[1]
     return (to_grad_output, to_input, to_weight, None, None, None, None, None, None)
@@ -79,6 +83,16 @@ def backward_of_fused(ctx, grad_output):
         grad_output = torch.ops.aten.threshold_backward(grad_output, output, 0)
     mask = list(ctx.needs_input_grad[:3])
     mask[2] = mask[2] and ctx.has_bias
-    grads = _masked_backward(grad_output, input, weight, ctx.conv, mask, ctx.backend)
+    grads = masked_backward(grad_output, input, weight, ctx.conv, mask, ctx.backend)
     to_residual = grad_output if ctx.needs_input_grad[3] else None
     return (*grads, to_residual, None, None, None, None, None, None)
+
+
+for _name, _backward, _setup in (
+    ("grouped_conv2d", backward_of_forward, setup_forward),
+    ("grouped_conv2d_backward", double_backward, setup_backward),
+    ("grouped_conv2d_fused", backward_of_fused, setup_fused),
+):
+    torch.library.register_autograd(
+        f"resnext_kernels::{_name}", _backward, setup_context=_setup, lib=ops.LIBRARY
+    )

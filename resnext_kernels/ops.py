@@ -1,4 +1,4 @@
-"""The operators: schema, implementation, fake, autograd, autocast, FLOP formula."""
+"""The operators: schema, implementation, fake, autocast, FLOP formula; see also `derivatives`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import derivatives, dispatch, flops
+from . import dispatch, flops
 from .problem import ConvProblem, Pair, ProblemError, validate
 
 _CONV = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
-_LIB = torch.library.Library("resnext_kernels", "DEF")
-_LIB.define(
+LIBRARY = torch.library.Library("resnext_kernels", "DEF")
+LIBRARY.define(
     f"grouped_conv2d(Tensor input, Tensor weight, Tensor? bias, {_CONV}, str backend) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_LIB.define(
+LIBRARY.define(
     f"grouped_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, {_CONV}, "
     "bool[3] output_mask, str backend) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_LIB.define(
+LIBRARY.define(
     "grouped_conv2d_fused(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, "
     f"{_CONV}, str activation, str backend) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -77,7 +77,7 @@ def _known_problem(
     return problem
 
 
-def _grouped_conv2d(
+def compute_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -87,12 +87,12 @@ def _grouped_conv2d(
     groups: int,
     backend: str,
 ) -> Tensor:
-    return _grouped_conv2d_fused(
+    return compute_fused(
         input, weight, bias, None, stride, padding, dilation, groups, "none", backend
     )
 
 
-def _grouped_conv2d_fused(
+def compute_fused(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -131,7 +131,7 @@ def _check_like_output(name: str, tensor: Tensor, problem: ConvProblem, input: T
             raise ProblemError(f"{name}: {kind} {value}, expected {expected} as the input")
 
 
-def _grouped_conv2d_backward(
+def compute_backward(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor,
@@ -189,18 +189,18 @@ def _dense_strides(
 
 
 for _name, _function in (
-    ("grouped_conv2d", _grouped_conv2d),
-    ("grouped_conv2d_backward", _grouped_conv2d_backward),
-    ("grouped_conv2d_fused", _grouped_conv2d_fused),
+    ("grouped_conv2d", compute_forward),
+    ("grouped_conv2d_backward", compute_backward),
+    ("grouped_conv2d_fused", compute_fused),
 ):
-    _LIB.impl(_name, _function, "CompositeExplicitAutograd")
+    LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
 
 grouped_conv2d = torch.ops.resnext_kernels.grouped_conv2d.default
 grouped_conv2d_backward = torch.ops.resnext_kernels.grouped_conv2d_backward.default
 grouped_conv2d_fused = torch.ops.resnext_kernels.grouped_conv2d_fused.default
 
 
-@torch.library.register_fake("resnext_kernels::grouped_conv2d", lib=_LIB)
+@torch.library.register_fake("resnext_kernels::grouped_conv2d", lib=LIBRARY)
 def _fake_forward(input, weight, bias, stride, padding, dilation, groups, backend):
     dispatch.check_backend_name(backend)
     problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
@@ -210,7 +210,7 @@ def _fake_forward(input, weight, bias, stride, padding, dilation, groups, backen
     )  # fmt: skip
 
 
-@torch.library.register_fake("resnext_kernels::grouped_conv2d_fused", lib=_LIB)
+@torch.library.register_fake("resnext_kernels::grouped_conv2d_fused", lib=LIBRARY)
 def _fake_fused(
     input, weight, bias, residual, stride, padding, dilation, groups, activation, backend
 ):
@@ -220,7 +220,7 @@ def _fake_fused(
     return out
 
 
-@torch.library.register_fake("resnext_kernels::grouped_conv2d_backward", lib=_LIB)
+@torch.library.register_fake("resnext_kernels::grouped_conv2d_backward", lib=LIBRARY)
 def _fake_backward(
     grad_output, input, weight, stride, padding, dilation, groups, output_mask, backend
 ):
@@ -238,16 +238,6 @@ def _fake_backward(
         like(input, output_mask[0], problem.memory_format),
         like(weight, output_mask[1], _format(weight)),
         grad_output.new_empty(weight.shape[0] if output_mask[2] else 0),
-    )
-
-
-for _name, _backward, _setup in (
-    ("grouped_conv2d", derivatives.backward_of_forward, derivatives.setup_forward),
-    ("grouped_conv2d_backward", derivatives.double_backward, derivatives.setup_backward),
-    ("grouped_conv2d_fused", derivatives.backward_of_fused, derivatives.setup_fused),
-):
-    torch.library.register_autograd(
-        f"resnext_kernels::{_name}", _backward, setup_context=_setup, lib=_LIB
     )
 
 
@@ -273,7 +263,7 @@ def _register_autocast(operator, device_type: str) -> None:
         with torch._C._ExcludeDispatchKeyGuard(excluded):
             return operator(*args)
 
-    _LIB.impl(operator._schema.name.split("::")[1], kernel, key)
+    LIBRARY.impl(operator._schema.name.split("::")[1], kernel, key)
 
 
 for _operator in (grouped_conv2d, grouped_conv2d_fused):
