@@ -1,7 +1,7 @@
 """Grouped 2-D convolution, the heart of ResNeXt, as fast as the hardware allows."""
 
 from . import models
-from .dispatch import explain
+from .explanation import explain
 from .functional import grouped_conv2d
 from .nn import GroupedConv2d
 from .problem import ProblemError

@@ -78,6 +78,13 @@ class Measured:
         )  # fmt: skip
 
     @property
+    def operations(self) -> float:
+        """Multiplications and additions, for padding that keeps the size but for the stride."""
+        outputs = math.prod(self.size) / math.prod(self.stride)
+        per_output = 2 * self.groups * math.prod(self.width) * math.prod(self.kernel)
+        return self.batch * outputs * per_output
+
+    @property
     def problem(self) -> Measured:
         """The same without times: equal for two measurements of one problem."""
         return replace(self, ours=1.0, aten=1.0)

@@ -28,10 +28,16 @@ _BANDWIDTH_BOUND = 64  # channels of a group
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether ATen serves a call faster, and what tells so."""
+    """Whether ATen serves a call faster, and what tells so.
+
+    ``ours`` and ``aten`` are the times to be expected in milliseconds: those of the nearest record
+    in proportion to the operations. None without a record.
+    """
 
     aten_is_faster: bool
     reason: str
+    ours: float | None = None
+    aten: float | None = None
 
 
 def compare(backend: str, isa: str, problem: ConvProblem, direction: Direction) -> Comparison:
@@ -49,7 +55,8 @@ def compare(backend: str, isa: str, problem: ConvProblem, direction: Direction) 
     own = found in user_table.load(backend, problem.device).runs.get(name, ())
     where = "measured faster by tune" if own else "measured faster"
     reason = f"{names[0]} {where}: {low:.3g} ms against {high:.3g} ms for {found}"
-    return Comparison(aten_is_faster, reason)
+    scale = wanted.operations / found.operations
+    return Comparison(aten_is_faster, reason, scale * found.ours, scale * found.aten)
 
 
 def nearest(wanted: Measured, known: Sequence[Measured]) -> Measured | None:

@@ -89,37 +89,6 @@ def test_named_backend_holds_for_gradients_too(direction, monkeypatch):
     dispatch.choose.cache_clear()
 
 
-def test_explain():
-    case = problem(8)
-    explanation = rk.explain(*operands(case), padding=1, groups=2)
-    assert explanation.problem == case
-    for direction in DIRECTIONS:
-        chosen = dispatch.choose(case, direction).NAME
-        assert explanation.chosen[direction] == chosen
-        assert set(explanation.reasons[direction]) == set(BACKENDS) - {chosen}
-        assert f"  {direction}: {chosen}\n" in str(explanation)
-    for name, reasons in explanation.reasons["fprop"].items():
-        assert reasons
-        assert f"    not {name}: {'; '.join(reasons)}" in str(explanation)
-
-
-def test_explain_raises_as_the_call_would():
-    with pytest.raises(rk.ProblemError, match="groups=3: expected a positive divisor"):
-        rk.explain(*operands(), groups=3)
-    with pytest.raises(rk.ProblemError, match="stride=0: expected"):
-        rk.explain(*operands(), stride=0, groups=2)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [{"padding": "same"}, {"padding": "valid"}, {"stride": (2, 1), "padding": [1], "dilation": 2}],
-    ids=str,
-)
-def test_explain_takes_what_the_call_takes(arguments):
-    assert rk.explain(*operands(), groups=2, **arguments).chosen["fprop"] in BACKENDS
-    assert rk.explain(operands()[0][0], operands()[1], groups=2, **arguments)
-
-
 def run_python(code: str, folder: Path) -> str:
     """What a fresh process prints that finds the package in ``folder``."""
     done = subprocess.run(

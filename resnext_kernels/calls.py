@@ -1,0 +1,88 @@
+"""The grouped convolutions that a model calls, seen in one run of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .nn import GroupedConv2d
+from .problem import ConvProblem, normalise
+
+
+class ModelError(ValueError):
+    """A model that cannot be had or run; the text names it and says why."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of ``module``, whose name in the model is ``name``."""
+
+    name: str
+    module: nn.Conv2d
+    problem: ConvProblem
+
+
+@torch.no_grad()
+def grouped_calls(model: nn.Module, images: Tensor) -> list[Call]:
+    """The grouped convolutions of ``model`` in the order in which it calls them on ``images``.
+
+    Those that `replace_grouped_convs` can replace, modules of exactly `torch.nn.Conv2d`, and those
+    that it has replaced. The model is run in evaluation mode.
+
+    Raises:
+        ModelError: the model fails on the images.
+    """
+    model = getattr(model, "_orig_mod", model)  # hooks would break the graph of torch.compile
+    found: list[Call] = []
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda module, args, name=name: found.append(
+                Call(name, module, _problem(module, args[0]))
+            )
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+        and (type(module) is nn.Conv2d or isinstance(module, GroupedConv2d))
+        and module.groups > 1
+    ]
+    try:
+        with _evaluating(model):
+            model(images)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} fails on input {tuple(images.shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards each module in the mode in which it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _problem(module: nn.Conv2d, input: Tensor) -> ConvProblem:
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    padding: Any = module.padding
+    if module.padding_mode != "zeros":
+        sides = module._reversed_padding_repeated_twice
+        batched, padding = F.pad(batched, sides, mode=module.padding_mode), 0
+    window = (module.stride, padding, module.dilation, module.groups)
+    batched, conv = normalise(batched, module.weight, *window)
+    return ConvProblem.of(batched, module.weight, *conv)
