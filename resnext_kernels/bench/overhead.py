@@ -1,0 +1,46 @@
+"""What a call costs beside its arithmetic: the time of one that has next to none."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from ..dispatch import AUTO
+from .implementations import OURS, PEERS, Call, Operands, reasons_against
+from .suites import Layer
+from .timing import interleaved
+
+TORCH = "torch"
+_LAYER = Layer(channels=32, size=4, stride=1, groups=8, count=1)
+_CALLS = 100  # a round: one call is as short as the clock is coarse
+_SECONDS = 1.0
+
+
+@torch.no_grad()
+def call_microseconds(device: str = "cpu", seconds: float = _SECONDS) -> dict[str, float]:
+    """Microseconds of one eager call without gradient, medians of interleaved rounds.
+
+    Of `F.conv2d` ("torch"), and of `grouped_conv2d` on each backend that serves, on one thread and
+    on the same channels_last operands: one image of 32x4x4 in 8 groups. On a GPU the host's time.
+    ``seconds`` is the aimed duration of all rounds.
+    """
+    problem = _LAYER.problem(1, torch.float32, device=device)
+    peer = PEERS["torch:channels_last"]
+    operands = peer.copy_operands(Operands.random(problem))
+    calls = {TORCH: peer.bind(problem, "fprop", operands)}
+    for name, implementation in OURS.items():
+        if name != AUTO and not reasons_against(name, problem, "fprop"):
+            calls[name] = implementation.bind(problem, "fprop", operands)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # starting others would cost more than the call itself
+    try:
+        times = interleaved({name: [partial(_repeat, f)] for name, f in calls.items()}, seconds)
+    finally:
+        torch.set_num_threads(threads)
+    return {name: round(time.median * 1e3 / _CALLS, 2) for name, time in times.items()}
+
+
+def _repeat(call: Call) -> None:
+    for _ in range(_CALLS):
+        call()
