@@ -22,7 +22,7 @@ SHELL := bash
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip
 LOG := build/install.log
-SUITES := resnext50 resnext101_32x8d widths
+SUITES := resnext50 resnext101_32x8d resnext101_64x4d regnet depthwise widths
 TUNE := $(PY) -m resnext_kernels bench --backend cpu aten --peers --layout channels_last contiguous
 # [build-system] requires of pyproject.toml: without build isolation pip leaves them to us.
 BUILD_REQUIREMENTS := 'setuptools>=77.0.3' 'ninja>=1.11'
@@ -62,8 +62,9 @@ tuned: install ## measure anew what "auto" chooses by, and write it into the pac
 	@for suite in $(SUITES); do $(TUNE) --suite $$suite --json build/tuned/$$suite.json; done
 	$(PY) benchmarks/update_tuned.py $(SUITES:%=build/tuned/%.json)
 
-docs: install ## write the tables of README.md and docs anew from benchmarks/results, predictions
+docs: install ## write the tables of README.md and docs and the plots anew from committed results
 	$(PY) benchmarks/update_readme.py
+	$(PY) benchmarks/update_plots.py
 	$(PY) benchmarks/update_predictions.py
 
 check: install ## check style and types: ruff, clang-format, mypy

@@ -1,30 +1,55 @@
-"""Writes the table of measured results in README.md anew from the JSON files in results/."""
+"""Writes the measured results in README.md and docs/results.md anew from the files in results/."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from resnext_kernels.bench.report import Summary, summarise
-from resnext_kernels.bench.runner import Result
+from resnext_kernels.bench.report import Summary, split, summarise
+from resnext_kernels.bench.runner import Record, Result
+from resnext_kernels.bench.suites import SUITES
 from resnext_kernels.dispatch import AUTO
 
 CHECKOUT = Path(__file__).parents[1]
 README = CHECKOUT / "README.md"
+DOCS = CHECKOUT / "docs" / "results.md"
 RESULTS = CHECKOUT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: python benchmarks/update_readme.py -->", "<!-- end of results -->"
+NOTHING = "No results are committed yet: `python -m resnext_kernels bench` measures them."
+LEGEND = (
+    "In brackets: the lowest layer, and who was the fastest. "
+    "[Every figure, and plots](docs/results.md)."
+)
+HEAD = """<!-- written by python benchmarks/update_readme.py -->
+# Measured results
+
+Speed-ups are geometric means over the distinct layers of a suite, against the fastest peer of the
+same run; the lowest layer's is in brackets. The share of the peak is of all layers together, each
+counted as often as the model has it ([how it is measured](../benchmarks/README.md)).
+"""
+Devices = dict[str, list[Result]]  # by the name of the folder, in the order of the suites
 
 
 def main() -> None:
-    README.write_text(with_results(README.read_text(), render(load(RESULTS))))
+    devices = load(RESULTS)
+    README.write_text(with_results(README.read_text(), readme_block(devices)))
+    DOCS.write_text(docs_page(devices))
 
 
-def load(folder: Path) -> dict[str, list[Result]]:
-    """The results of every device, by the name of its folder."""
-    results: dict[str, list[Result]] = {}
+def load(folder: Path) -> Devices:
+    """The results of every device."""
+    order = list(SUITES)
+    devices: Devices = {}
     for path in sorted(folder.glob("*/*.json")):
-        results.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
-    return results
+        devices.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
+    for results in devices.values():
+        results.sort(key=lambda r: order.index(_suite(r)) if _suite(r) in order else len(order))
+    return devices
+
+
+def _suite(result: Result) -> str:
+    return result["records"][0]["suite"]
 
 
 def with_results(readme: str, results: str) -> str:
@@ -36,11 +61,26 @@ def with_results(readme: str, results: str) -> str:
     return f"{before}{BEGIN}\n{results}\n{END}{after}"
 
 
-def render(devices: dict[str, list[Result]]) -> str:
-    """Markdown for all devices: a line about each machine, then its table."""
+def readme_block(devices: Devices) -> str:
+    """Markdown for all devices, one screen for each: how much faster layers and models are."""
     if not devices:
-        return "No results are committed yet: `python -m resnext_kernels bench` measures them."
-    return "\n\n".join(f"{_machine(r[0])}\n\n{_table(r)}" for r in devices.values())
+        return NOTHING
+    parts = []
+    for results in devices.values():
+        parts.append(_machine(results[0]))
+        parts += filter(None, (_short_table(results), _short_model_table(results)))
+    return "\n\n".join([*parts, LEGEND])
+
+
+def docs_page(devices: Devices) -> str:
+    """Markdown for all devices: every suite, every model, and the plots of each."""
+    parts = [HEAD.strip() if devices else f"{HEAD}\n{NOTHING}"]
+    for device, results in devices.items():
+        parts += [f"## {device}", _machine(results[0])]
+        parts += filter(None, (_table(results), _model_table(results)))
+        for suite in map(_suite, results):
+            parts.append(f"### {suite}\n\n![{suite} on {device}](plots/{device}/{suite}.svg)")
+    return "\n\n".join(parts) + "\n"
 
 
 def _machine(result: Result) -> str:
@@ -57,38 +97,112 @@ def _on_gpu(result: Result) -> bool:
     return result["machine"].get("device") == "cuda"
 
 
-def _table(results: list[Result]) -> str:
+def _markdown(headers: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:
+    """A table whose first ``texts`` columns are text, the others numbers."""
+    rules = ["---"] * texts + ["---:"] * (len(headers) - texts)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headers, rules, *rows))
+
+
+def _summaries(results: Sequence[Result]) -> dict[tuple[str, str, str, int], Summary]:
+    """What "auto" did on channels_last images, by suite, direction, dtype and batch."""
+    return {
+        (_suite(result), s.direction, s.dtype, s.batch): s
+        for result in results
+        for s in summarise(result)
+        if s.implementation == AUTO and s.layout == "channels_last"
+    }
+
+
+def _short_table(results: Sequence[Result]) -> str:
+    """One row for a suite and dtype; a column for each batch size and direction."""
+    found = _summaries(results)
+    rows = dict.fromkeys((suite, dtype) for suite, _, dtype, _ in found)
+    batches = sorted({batch for *_, batch in found})
+    columns = [(b, d) for b in batches for d in dict.fromkeys(d for _, d, *_ in found)]
+    headers = ["suite", "dtype", *(f"{d}, batch {b}" for b, d in columns)]
+    lines = [
+        [suite, dtype, *(_speedup(found.get((suite, d, dtype, b))) for b, d in columns)]
+        for suite, dtype in rows
+    ]
+    return _markdown(headers, lines, 2) if lines else ""
+
+
+def _speedup(summary: Summary | None) -> str:
+    if summary is None or summary.speedup is None:
+        return "-"
+    return f"{summary.speedup:.2f}x ({summary.lowest:.2f}x)"
+
+
+def _table(results: Sequence[Result]) -> str:
     """One row for a suite, direction and dtype; two columns for a batch size.
 
     The second tells the share of what bounds a grouped convolution: arithmetic on a CPU, on a GPU
     the least time by the roofline.
     """
-    on_gpu = _on_gpu(results[0])
-    rows: dict[tuple[str, str, str], dict[int, Summary]] = {}
-    for result in results:
-        suite = result["records"][0]["suite"]
-        for summary in summarise(result):
-            if summary.implementation == AUTO and summary.layout == "channels_last":
-                key = (suite, summary.direction, summary.dtype)
-                rows.setdefault(key, {})[summary.batch] = summary
-    batches = sorted({batch for row in rows.values() for batch in row})
+    found, on_gpu = _summaries(results), _on_gpu(results[0])
+    batches = sorted({batch for *_, batch in found})
     headers = ["suite", "direction", "dtype"]
-    bound = "of roofline" if on_gpu else "of FMA peak"
     for batch in batches:
-        headers += [f"speed-up, batch {batch} (lowest layer)", bound]
-    lines = [headers, ["---"] * 3 + ["---:"] * (2 * len(batches))]
-    for key, row in rows.items():
-        lines.append(
-            [*key, *(cell for batch in batches for cell in _cells(row.get(batch), on_gpu))]
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        headers += [f"batch {batch}", "of roofline" if on_gpu else "of FMA peak"]
+    lines = []
+    for key in dict.fromkeys((suite, direction, dtype) for suite, direction, dtype, _ in found):
+        of_row = [found.get((*key, batch)) for batch in batches]
+        lines.append([*key, *(c for s in of_row for c in (_speedup(s), _share(s, on_gpu)))])
+    return _markdown(headers, lines, 3) if lines else ""
 
 
-def _cells(summary: Summary | None, on_gpu: bool) -> tuple[str, str]:
-    if summary is None or summary.speedup is None:
+def _share(summary: Summary | None, on_gpu: bool) -> str:
+    share = summary and (summary.roofline_fraction if on_gpu else summary.peak_fraction)
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _models(results: Sequence[Result]) -> dict[tuple[str, str, int], dict[str, Record]]:
+    """Records of whole models that were right: by model, dtype and batch, then implementation."""
+    found: dict[tuple[str, str, int], dict[str, Record]] = {}
+    for result in results:
+        for r in split(result["records"])[0]:
+            if r["ms_median"] is not None:
+                key = (r["problem"], r["dtype"], r["batch"])
+                found.setdefault(key, {})[r["implementation"]] = r
+    return found
+
+
+def _short_model_table(results: Sequence[Result]) -> str:
+    """One row for a model and dtype; for each batch size our best time, and over which peer's."""
+    found = _models(results)
+    batches = sorted({batch for *_, batch in found})
+    headers = ["model", "dtype"]
+    for batch in batches:
+        headers += [f"batch {batch}, ms", "over the best peer"]
+    lines = [
+        [*key, *(cell for b in batches for cell in _best(found.get((*key, b), {})))]
+        for key in dict.fromkeys((model, dtype) for model, dtype, _ in found)
+    ]
+    return _markdown(headers, lines, 2) if lines else ""
+
+
+def _best(times: dict[str, Record]) -> tuple[str, str]:
+    ours = {n: r["ms_median"] or 0.0 for n, r in times.items() if n.partition(":")[0] == AUTO}
+    peers = {n: r["ms_median"] or 0.0 for n, r in times.items() if n not in ours}
+    if not ours or not peers:
         return "-", "-"
-    share = summary.roofline_fraction if on_gpu else summary.peak_fraction
-    return f"{summary.speedup:.2f}x ({summary.lowest:.2f}x)", f"{share:.0%}"
+    mine, peer = min(ours, key=ours.__getitem__), min(peers, key=peers.__getitem__)
+    return f"{ours[mine]:.1f} ({mine})", f"{peers[peer] / ours[mine]:.2f}x ({peer})"
+
+
+def _model_table(results: Sequence[Result]) -> str:
+    """One row for a model, dtype and batch size; the milliseconds of each implementation."""
+    found = _models(results)
+    names = dict.fromkeys(name for times in found.values() for name in times)
+    lines = [
+        [model, dtype, str(batch), *(_ms(times.get(name)) for name in names)]
+        for (model, dtype, batch), times in found.items()
+    ]
+    return _markdown(["model, ms", "dtype", "batch", *names], lines, 2) if lines else ""
+
+
+def _ms(record: Record | None) -> str:
+    return f"{record['ms_median']:.1f}" if record else "-"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from resnext_kernels import tuning
 from resnext_kernels.backends import BACKENDS, aten
 from resnext_kernels.bench.runner import Record, Result
-from resnext_kernels.bench.suites import DTYPES, SUITES
+from resnext_kernels.bench.suites import DTYPES, SUITES, Layer
 from resnext_kernels.problem import DIRECTIONS
 
 
@@ -68,11 +68,21 @@ def measured(records: Sequence[Record], backend: str) -> list[tuning.Measured]:
     found = []
     for (suite, name, direction, dtype, layout, batch), ms in times.items():
         if {backend, aten.NAME} <= ms.keys():
-            (layer,) = (layer for layer in SUITES[suite] if str(layer) == name)
-            problem = layer.problem(batch, DTYPES[dtype], layout == "channels_last")
+            problem = known_layer(suite, name).problem(
+                batch, DTYPES[dtype], layout == "channels_last"
+            )
             (known,) = (d for d in DIRECTIONS if d == direction)
             found.append(tuning.Measured.of(problem, known, ms[backend], ms[aten.NAME]))
     return found
+
+
+def known_layer(suite: str, name: str) -> Layer:
+    """A layer of `SUITES` by its name in a record; ValueError where there is none."""
+    for layer in SUITES.get(suite, ()):
+        if str(layer) == name:
+            return layer
+    known = ", ".join(SUITES)
+    raise ValueError(f"{name!r} of suite {suite!r}: expected a layer of {known}")
 
 
 def as_text(runs: Sequence[dict[str, Any]]) -> str:

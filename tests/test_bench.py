@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from tiny_suite import FIELDS, LAYERS, break_auto, case
 
 import resnext_kernels as rk
-from resnext_kernels.bench import machine, peaks, report, runner, suites, timing
+from resnext_kernels.bench import machine, peaks, report, runner, suites, timing, work
 from resnext_kernels.bench.implementations import (
     DEFAULT_OURS,
     DEFAULT_PEERS,
@@ -42,6 +42,7 @@ def quick(monkeypatch):
     [
         ("resnext50", rk.models.resnext50_32x4d),
         ("resnext101_32x8d", rk.models.resnext101_32x8d),
+        ("resnext101_64x4d", rk.models.resnext101_64x4d),
     ],
 )
 def test_suite_is_the_models_grouped_layers(suite, build):
@@ -81,8 +82,8 @@ def test_needed_flops_counts_products_within_the_image(seed):
     w = torch.ones(4, 3, *kernel)
     problem = ConvProblem.of(x, w, stride, padding, dilation, 2)
     products = F.conv2d(x, w, None, stride, padding, dilation, 2).sum()
-    assert runner.needed_flops(problem) == 2 * products
-    assert runner.needed_flops(problem) <= problem.flops
+    assert work.needed_flops(problem) == 2 * products
+    assert work.needed_flops(problem) <= problem.flops
 
 
 def test_timing_summarises_in_milliseconds():

@@ -1,19 +1,23 @@
-"""What is made of measurements: records, tables, the plot, and the README's table."""
+"""What is made of measurements: records and tables."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import json
-from pathlib import Path
 
 import pytest
-from tiny_suite import FIELDS, LAYERS, PEAKS, case, measured, result_of
+from tiny_suite import (
+    FIELDS,
+    LAYERS,
+    PEAKS,
+    case,
+    measured,
+    model_result,
+    result_of,
+    two_layers,
+)
 
-from resnext_kernels.bench import plot, report, runner, suites
+from resnext_kernels.bench import report, runner, suites, work
 from resnext_kernels.problem import DIRECTIONS
-
-CHECKOUT = Path(__file__).parents[1]
 
 
 def test_records_derive_from_medians_of_one_run():
@@ -24,7 +28,7 @@ def test_records_derive_from_medians_of_one_run():
     records = runner.records_of(measured(c, times), PEAKS)
     assert all(set(r) == FIELDS for r in records)
     flops, moved = c.problem.flops, c.problem.bytes_moved()
-    needed = runner.needed_flops(c.problem)
+    needed = work.needed_flops(c.problem)
     assert needed < flops
     floor = max(needed / 100e6, moved / 10e6)
     for r, ms in zip(records, times.values(), strict=True):
@@ -43,7 +47,7 @@ def test_a_red_peer_is_not_the_best_peer():
     )
     assert records[0]["speedup_vs_best_peer"] == 3.0
     assert report._best_peer_of(records[0], records) is records[2]
-    assert "torch:contiguous" in report.table(records, "tiny, float32, batch 1")
+    assert "  contiguous  6.000     3.00x" in report.table(records, "tiny, float32, batch 1")
 
 
 def test_contiguous_calls_are_compared_within_their_layout():
@@ -59,19 +63,11 @@ def test_contiguous_calls_are_compared_within_their_layout():
     assert [s.speedup for s in summaries] == pytest.approx([1.5, 3.0])
 
 
-def two_layers() -> runner.Result:
-    first, second = case(layer=LAYERS[0]), case(layer=LAYERS[1])
-    return result_of(
-        measured(first, {"auto": 1.0, "torch:contiguous": 2.0})
-        + measured(second, {"auto": 2.0, "torch:contiguous": 16.0})
-    )
-
-
 def test_summary_is_the_geometric_mean_and_the_models_flops():
     (found,) = report.summarise(two_layers())
     problems = [case(layer=x).problem for x in LAYERS]
     first, second = (p.flops for p in problems)
-    needed = [runner.needed_flops(p) for p in problems]
+    needed = [work.needed_flops(p) for p in problems]
     assert found.speedup == pytest.approx(4.0)
     assert (found.lowest, found.layers, found.green) == (2.0, 2, 2)
     assert found.gflops == pytest.approx((2 * first + second) / (2 * 1.0 + 2.0) / 1e6)
@@ -107,59 +103,27 @@ def test_aligned_without_rows():
     assert report.aligned(("a", "bc"), []) == "a  bc\n-  --"
 
 
-def test_plot_writes_a_figure(tmp_path):
-    image = pytest.importorskip("matplotlib.image")
-    cases = [
-        case(d, t, b, x) for d in DIRECTIONS for t in suites.DTYPES.values() for b in (1, 8)
-        for x in LAYERS
-    ]  # fmt: skip
-    times = {"auto": 1.0, "torch:contiguous": 2.0}
-    path = tmp_path / "plot.png"
-    plot.plot(result_of([m for c in cases for m in measured(c, times)]), path)
-    pixels = image.imread(path)
-    assert pixels.shape[0] > 500 and pixels.shape[1] > 1000
-    assert pixels[..., :3].std() > 0.05
+@pytest.mark.parametrize("suite", suites.SUITES)
+def test_tables_fit_100_columns(suite):
+    """With the long names of contiguous images and the times of slow machines."""
+    made = suites.cases_of(suite, DIRECTIONS, suites.DTYPES.values(), (1, 256))
+    times = {"auto": 1234.5, "torch:channels_last": 2345.6, "torch:contiguous": 9876.5}
+    measurements = [m for c in made for m in measured(c, times)]
+    measurements += [
+        dataclasses.replace(m, implementation=m.implementation.in_layout("contiguous"))
+        for m in measurements
+        if m.implementation.name == "auto"
+    ]
+    text = report.report(result_of(measurements))
+    assert max(map(len, text.splitlines())) <= 100
 
 
-def test_plot_of_red_records_says_that_there_is_nothing(tmp_path):
-    pytest.importorskip("matplotlib")
-    result = result_of(measured(case(), {"auto": None, "torch:contiguous": 2.0}))
-    with pytest.raises(ValueError, match="'auto'.*red"):
-        plot.plot(result, tmp_path / "plot.png")
-
-
-def update_readme():
-    path = CHECKOUT / "benchmarks" / "update_readme.py"
-    spec = importlib.util.spec_from_file_location("update_readme", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_readme_agrees_with_the_committed_results():
-    module = update_readme()
-    text = module.README.read_text()
-    assert text == module.with_results(text, module.render(module.load(module.RESULTS)))
-
-
-def test_readme_table_is_made_from_the_results(tmp_path):
-    module = update_readme()
-    folder = tmp_path / "device"
-    folder.mkdir()
-    (folder / "tiny.json").write_text(json.dumps(two_layers()))
-    table = module.render(module.load(tmp_path))
-    assert "a processor, 2 threads" in table
-    assert "| tiny | fprop | float32 | 4.00x (2.00x) |" in table
-    on_gpu = two_layers()
-    on_gpu["machine"] |= {"device": "cuda", "processor": "a GPU"}
-    gpu_table = module.render({"gpu": [on_gpu]})
-    assert "a GPU, torch" in gpu_table and "of roofline" in gpu_table
-    (summary,) = report.summarise(on_gpu)
-    assert f"| 4.00x (2.00x) | {summary.roofline_fraction:.0%} |" in gpu_table
-    readme = f"head\n{module.BEGIN}\nold\n{module.END}\ntail\n"
-    written = module.with_results(readme, table)
-    assert "old" not in written and table in written
-    assert written.startswith("head\n") and written.endswith("\ntail\n")
-    assert module.with_results(written, table) == written
-    with pytest.raises(ValueError, match="markers"):
-        module.with_results("head", table)
+def test_whole_models_have_a_table_of_their_own():
+    result = model_result()
+    text = report.report(result)
+    assert text.startswith("model, float32, batch 2\n") and "Geometric means" not in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["resnext50_32x4d", "auto:optimized", "40.00", "50.0", "1.25x"] in lines
+    assert ["resnext50_32x4d", "openvino", "-", "-", "-"] in lines
+    assert "PARITY RED: openvino resnext50_32x4d" in text
+    assert report.summarise(result) == []

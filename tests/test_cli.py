@@ -144,13 +144,13 @@ def test_bench_plot_without_matplotlib_says_what_to_install(monkeypatch, capsys)
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["--suite", "alexnet"], "alexnet"),
         (["--device", "tpu"], "tpu"),
         (["--direction", "sideways"], "sideways"),
         (["--dtype", "int8"], "int8"),
         (["--batch", "0"], "'0': expected a positive integer"),
         (["--batch", "two"], "'two': expected a positive integer"),
-        (["--peers", "nobody"], "nobody"),
+        (["--suite", "alexnet"], "expected one of resnext50, "),
+        (["--plot", "out.jpg"], "expected a name that ends in one of .png, .svg, .pdf"),
         (["--json", "."], "expected a file"),
         (["--json", __file__ + "/out.json"], "out.json"),
     ],

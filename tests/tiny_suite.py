@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from resnext_kernels.bench import peaks, runner
+from resnext_kernels.bench import peaks, runner, suites
 from resnext_kernels.bench.implementations import OURS, PEERS
 from resnext_kernels.bench.runner import Measurement
 from resnext_kernels.bench.suites import Case, Layer
@@ -49,6 +49,38 @@ def result_of(measurements: list[Measurement]) -> runner.Result:
         "skipped": {"cuda": "no such device"},
         "records": runner.records_of(measurements, PEAKS),
     }
+
+
+def two_layers() -> runner.Result:
+    first, second = case(layer=LAYERS[0]), case(layer=LAYERS[1])
+    return result_of(
+        measured(first, {"auto": 1.0, "torch:contiguous": 2.0})
+        + measured(second, {"auto": 2.0, "torch:contiguous": 16.0})
+    )
+
+
+def model_result() -> runner.Result:
+    """One whole model, in float32 at batch 2; OpenVINO was wrong."""
+    result = result_of(measured(case(batch=2), {"auto": 1.0}))
+    (record,) = result["records"]
+    times = {
+        "auto": 62.5, "auto:optimized": 40.0, "torch:channels_last": 50.0, "openvino": None,
+    }  # fmt: skip
+    result["records"] = [
+        {
+            **record,
+            "suite": suites.WHOLE_MODELS,
+            "problem": "resnext50_32x4d",
+            "implementation": name,
+            "ms_median": ms,
+            "ms_p20": ms and ms * 0.9,
+            "ms_p80": ms and ms * 1.1,
+            "speedup_vs_best_peer": ms and 50.0 / ms,
+            "parity": "green" if ms else "red",
+        }
+        for name, ms in times.items()
+    ]
+    return result
 
 
 def break_auto(monkeypatch, value: float) -> None:

@@ -66,6 +66,18 @@ def _of_file(path: str, function: str) -> Any:
     return getattr(module, function)
 
 
+def layers_of(name: str) -> list[ModelLayer]:
+    """The distinct grouped convolutions of a model by its name, see `load`, for one image.
+
+    Raises:
+        ModelError: there is no such model, it fails, or it has none.
+    """
+    layers = grouped_layers(*load(name))
+    if not layers:
+        raise ModelError(f"{name}: no grouped convolutions that can be replaced")
+    return layers
+
+
 @torch.no_grad()
 def grouped_layers(model: nn.Module, images: Tensor) -> list[ModelLayer]:
     """The distinct grouped convolutions that ``model`` calls on ``images``, for one image.

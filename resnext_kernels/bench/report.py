@@ -11,13 +11,15 @@ from ..dispatch import AUTO
 from .implementations import OURS, PEERS
 from .peaks import PeaksDict
 from .runner import Record, Result
+from .suites import WHOLE_MODELS
 
 _NUMBER = re.compile(r"[\d.]+(e[-+]\d+)?[%x]?|-")
 _HEADERS = ("problem", "direction", "ms", "GFLOP/s", "roofline", "best peer", "ms", "speed-up")
 _SUMMARY_HEADERS = (
-    "implementation", "layout", "direction", "dtype", "batch", "layers",
-    "speed-up", "lowest", "GFLOP/s", "of FLOP peak", "roofline",
+    "implementation", "direction", "dtype", "batch", "layers",
+    "speed-up", "lowest", "GFLOP/s", "of peak", "roofline",
 )  # fmt: skip
+_MODEL_HEADERS = ("model", "implementation", "ms", "images/s", "over best peer")
 
 
 def aligned(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -33,50 +35,80 @@ def aligned(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         )
         return "  ".join(cells).rstrip()
 
-    rule = "  ".join("-" * width for width in widths)
+    rule = "  ".join("-" * width for width in widths).rstrip()
     return "\n".join([line(headers), rule, *(line(row) for row in table[1:])])
 
 
 def report(result: Result) -> str:
     """The tables of all dtypes and batch sizes, then the summary and the peaks."""
+    models, layers = split(result["records"])
     records = result["records"]
-    titles = dict.fromkeys(_title(r) for r in records if r["implementation"] == AUTO)
-    parts = [f"{title}\n{table(records, title)}" for title in titles]
-    parts.append(f"Geometric means over distinct layers\n{summary_table(result)}")
+    titles = dict.fromkeys(_title_with_layout(r) for r in layers if r["implementation"] == AUTO)
+    parts = [f"{heading}\n{table(layers, heading)}" for heading in titles]
+    if layers:
+        parts.append(f"Geometric means over distinct layers\n{summary_table(result)}")
+    for heading in dict.fromkeys(map(title, models)):
+        parts.append(f"{heading}\n{model_table(models, heading)}")
     parts.append(peaks_line(result["peaks"]))
     notes = [f"not measured: {name}: {reason}" for name, reason in result["skipped"].items()]
     notes += [red_line(record) for record in red(records)]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
 
 
-def _title(record: Record) -> str:
+def split(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+    """The records of whole models, and those of layers."""
+    kinds: tuple[list[Record], list[Record]] = ([], [])
+    for record in records:
+        kinds[record["suite"] != WHOLE_MODELS].append(record)
+    return kinds
+
+
+def title(record: Record) -> str:
     """What all rows of a table have in common."""
-    parts = [record["suite"], record["dtype"], f"batch {record['batch']}"]
-    if record["layout"] != "channels_last":
-        parts.append(f"{record['layout']} images")
-    return ", ".join(parts)
+    return f"{record['suite']}, {record['dtype']}, batch {record['batch']}"
 
 
-def table(records: Sequence[Record], title: str) -> str:
+def _title_with_layout(record: Record) -> str:
+    usual = record["layout"] == "channels_last"
+    return title(record) + ("" if usual else f", {record['layout']} images")
+
+
+def table(records: Sequence[Record], heading: str) -> str:
     """One row for each problem and direction, of what "auto" ran beside the best peer."""
     rows = []
     for record in records:
-        if record["implementation"] != AUTO or _title(record) != title:
+        if record["implementation"] != AUTO or _title_with_layout(record) != heading:
             continue
         peer = _best_peer_of(record, records)
         rows.append(
             (
                 record["problem"],
                 record["direction"],
-                _number(record["ms_median"], ".3f"),
-                _number(record["gflops"], ".1f"),
-                _number(record["roofline_fraction"], ".0%"),
-                peer["implementation"] if peer else "-",
-                _number(peer["ms_median"] if peer else None, ".3f"),
-                _number(record["speedup_vs_best_peer"], ".2f", "x"),
+                number(record["ms_median"], ".3f"),
+                number(record["gflops"], ".1f"),
+                number(record["roofline_fraction"], ".0%"),
+                peer["implementation"].removeprefix("torch:") if peer else "-",
+                number(peer["ms_median"] if peer else None, ".3f"),
+                number(record["speedup_vs_best_peer"], ".2f", "x"),
             )
         )
     return aligned(_HEADERS, rows)
+
+
+def model_table(records: Sequence[Record], heading: str) -> str:
+    """One row for each whole model and implementation; "over best peer" is a ratio of times."""
+    rows = [
+        (
+            r["problem"],
+            r["implementation"],
+            number(r["ms_median"], ".2f"),
+            number(r["ms_median"] and 1e3 * r["batch"] / r["ms_median"], ".1f"),
+            number(r["speedup_vs_best_peer"], ".2f", "x"),
+        )
+        for r in records
+        if title(r) == heading
+    ]
+    return aligned(_MODEL_HEADERS, rows)
 
 
 def _best_peer_of(record: Record, records: Sequence[Record]) -> Record | None:
@@ -121,9 +153,9 @@ class Summary:
 
 
 def summarise(result: Result) -> list[Summary]:
-    """One `Summary` for each group of this package's records, in the records' order."""
+    """One `Summary` for each group of this package's layers, in the records' order."""
     groups: dict[tuple[str, str, str, str, int], list[Record]] = {}
-    for r in result["records"]:
+    for r in split(result["records"])[1]:
         if r["implementation"] in OURS:
             key = (r["implementation"], r["layout"], r["direction"], r["dtype"], r["batch"])
             groups.setdefault(key, []).append(r)
@@ -155,29 +187,35 @@ def summary_table(result: Result) -> str:
     """The summaries as a table in plain text."""
     rows = [
         (
-            s.implementation,
-            s.layout,
+            label(s.implementation, s.layout),
             s.direction,
             s.dtype,
             str(s.batch),
             f"{s.green} of {s.layers}" if s.green < s.layers else str(s.layers),
-            _number(s.speedup, ".2f", "x"),
-            _number(s.lowest, ".2f", "x"),
-            _number(s.gflops, ".1f"),
-            _number(s.peak_fraction, ".0%"),
-            _number(s.roofline_fraction, ".0%"),
+            number(s.speedup, ".2f", "x"),
+            number(s.lowest, ".2f", "x"),
+            number(s.gflops, ".1f"),
+            number(s.peak_fraction, ".0%"),
+            number(s.roofline_fraction, ".0%"),
         )
         for s in summarise(result)
     ]
     return aligned(_SUMMARY_HEADERS, rows)
 
 
+def label(implementation: str, layout: str) -> str:
+    """The name, with the layout where that is neither the usual one nor in the name."""
+    usual = layout == "channels_last" or implementation in PEERS
+    return implementation if usual else f"{implementation} {layout}"
+
+
 def peaks_line(peaks: PeaksDict) -> str:
-    """The measured peaks and how they were measured, in a few words."""
+    """The measured peaks and how they were measured, in a few words each."""
     gflops = ", ".join(f"{dtype} {value:.0f} GFLOP/s" for dtype, value in peaks["gflops"].items())
     return (
-        f"Peaks (threads: {peaks['threads']}): {gflops} ({peaks['method']['gflops']}); "
-        f"{peaks['gbps']:.0f} GB/s ({peaks['method']['gbps']})"
+        f"Peaks, threads: {peaks['threads']}\n"
+        f"  {gflops} ({peaks['method']['gflops']})\n"
+        f"  {peaks['gbps']:.0f} GB/s ({peaks['method']['gbps']})"
     )
 
 
@@ -196,5 +234,6 @@ def red_line(record: Record) -> str:
     )
 
 
-def _number(value: float | None, form: str, unit: str = "") -> str:
+def number(value: float | None, form: str, unit: str = "") -> str:
+    """A cell of a table: the value, or "-" for None."""
     return "-" if value is None else f"{value:{form}}{unit}"

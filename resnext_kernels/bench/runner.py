@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..problem import ConvProblem
 from ..verification.numerics import TOLERANCES, relative_error
 from . import machine
 from .implementations import (
@@ -29,6 +28,7 @@ from .implementations import (
 from .peaks import Peaks, PeaksDict
 from .suites import Case
 from .timing import Timing, interleaved, keep_freed_memory
+from .work import Numbers, Work, numbers
 
 INTERRUPTED = "interrupted"  # among what a result skipped
 _OPERAND_SETS = 2
@@ -36,16 +36,15 @@ _PEAK_SAMPLES = 8
 SECONDS = {"cpu": 0.5, "cuda": 0.2}  # for one case; a GPU's times scatter less
 
 
-class Record(TypedDict):
+class Record(Numbers):
     """One implementation of one problem, in JSON.
 
     Times are in milliseconds; ``gflops`` and ``gbps`` are ``flops``, the usual count of
     `ConvProblem.flops`, and ``bytes``, the least traffic, over the median; ``roofline_fraction``
-    is the least time that the machine's peaks allow, ``max(needed_flops / peak_flops,
-    bytes / peak_bandwidth)``, over the median, see `needed_flops`. ``speedup_vs_best_peer`` is
-    over the fastest peer, for a record in contiguous layout over the fastest one in that layout.
-    All of them are None where ``parity`` is "red". ``count`` tells how often the model has this
-    layer.
+    is the least time that the machine's peaks allow, see `Work`, over the median.
+    ``speedup_vs_best_peer`` is over the fastest peer, for a record in contiguous layout over the
+    fastest one in that layout. All of them are None where ``parity`` is "red". ``count`` tells how
+    often the model has this layer.
     """
 
     suite: str
@@ -55,19 +54,7 @@ class Record(TypedDict):
     layout: str
     batch: int
     implementation: str
-    ms_median: float | None
-    ms_p20: float | None
-    ms_p80: float | None
-    gflops: float | None
-    gbps: float | None
-    roofline_fraction: float | None
-    speedup_vs_best_peer: float | None
     count: int
-    flops: int
-    needed_flops: int
-    bytes: int
-    parity: str
-    relative_error: float | None
 
 
 class Result(TypedDict):
@@ -117,10 +104,11 @@ def run(
         for index, case in enumerate(cases):
             if index % math.ceil(len(cases) / _PEAK_SAMPLES) == 0:
                 peaks.sample()
-            able, reasons = _able(ours, case)
-            skipped |= reasons
+            able, reasons = _able(OURS, ours, case)
+            able_peers, reasons_of_peers = _able(PEERS, peers, case)
+            skipped |= reasons | reasons_of_peers
             mine = [i.in_layout(layout, device) for layout in layouts for i in able]
-            done = measure(case, [*mine, *(PEERS[name] for name in peers)], seconds)
+            done = measure(case, [*mine, *able_peers], seconds)
             measurements += done
             progress(done)
     except KeyboardInterrupt:
@@ -137,15 +125,17 @@ def run(
     }
 
 
-def _able(names: Sequence[str], case: Case) -> tuple[list[Implementation], dict[str, str]]:
-    """Which of `OURS` serve a case, and why each other one does not."""
+def _able(
+    known: Mapping[str, Implementation], names: Sequence[str], case: Case
+) -> tuple[list[Implementation], dict[str, str]]:
+    """Which of the named ones serve a case, and why each other one does not."""
     reasons = {name: reasons_against(name, case.problem, case.direction) for name in names}
-    able = [OURS[name] for name, found in reasons.items() if not found]
+    able = [known[name] for name, found in reasons.items() if not found]
     return able, {name: "; ".join(found) for name, found in reasons.items() if found}
 
 
 @contextmanager
-def _fastest_of_cudnn() -> Iterator[None]:
+def fastest_of_cudnn() -> Iterator[None]:
     """Lets cuDNN measure its algorithms at the first call of a shape."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
@@ -156,7 +146,7 @@ def _fastest_of_cudnn() -> Iterator[None]:
 
 
 @torch.no_grad()
-@_fastest_of_cudnn()
+@fastest_of_cudnn()
 def measure(
     case: Case, implementations: Sequence[Implementation], seconds: float
 ) -> list[Measurement]:
@@ -186,22 +176,6 @@ def _expected(case: Case, x: Operands) -> Tensor:
     return reference.wgrad(case.problem, x.grad_output, x.input)
 
 
-def needed_flops(problem: ConvProblem) -> int:
-    """Multiplications and additions of one direction, without the products with padding.
-
-    A kernel may leave those out, so only this count bounds its time from below; the usual one,
-    `ConvProblem.flops`, is 19% more for a 3x3 kernel on 7x7 pixels.
-    """
-    taps = 1
-    for size, outputs, kernel, stride, padding, dilation in zip(
-        problem.in_size, problem.out_size, problem.kernel,
-        problem.stride, problem.padding, problem.dilation, strict=True,
-    ):  # fmt: skip
-        starts = (o * stride - padding for o in range(outputs))
-        taps *= sum(0 <= start + k * dilation < size for start in starts for k in range(kernel))
-    return 2 * problem.batch * problem.out_channels * problem.in_width * taps
-
-
 def records_of(measurements: Sequence[Measurement], peaks: PeaksDict) -> list[Record]:
     """Records in the order of the measurements."""
     rivals: dict[Case, list[Measurement]] = {}
@@ -223,14 +197,8 @@ def _best_ms(m: Measurement, rivals: Sequence[Measurement]) -> float | None:
 
 
 def _record(m: Measurement, best_peer_ms: float | None, peaks: PeaksDict) -> Record:
-    case, time = m.case, m.timing
-    flops, needed = case.problem.flops, needed_flops(case.problem)
-    moved = case.problem.bytes_moved()
-    floor_ms = max(needed / peaks["gflops"][case.dtype_name], moved / peaks["gbps"]) / 1e6
-
-    def per_ms(quantity: float | None) -> float | None:
-        return quantity / time.median if time and quantity else None
-
+    case = m.case
+    work = Work.of([case.problem], peaks)
     return {
         "suite": case.suite,
         "problem": str(case.layer),
@@ -239,22 +207,6 @@ def _record(m: Measurement, best_peer_ms: float | None, peaks: PeaksDict) -> Rec
         "layout": m.implementation.layout,
         "batch": case.batch,
         "implementation": m.implementation.name,
-        "ms_median": _short(time.median if time else None),
-        "ms_p20": _short(time.p20 if time else None),
-        "ms_p80": _short(time.p80 if time else None),
-        "gflops": _short(per_ms(flops / 1e6)),
-        "gbps": _short(per_ms(moved / 1e6)),
-        "roofline_fraction": _short(per_ms(floor_ms)),
-        "speedup_vs_best_peer": _short(per_ms(best_peer_ms)),
         "count": case.layer.count,
-        "flops": flops,
-        "needed_flops": needed,
-        "bytes": moved,
-        "parity": "green" if time else "red",
-        "relative_error": _short(m.error) if math.isfinite(m.error) else None,
+        **numbers(work, m.timing, best_peer_ms, m.error),
     }
-
-
-def _short(value: float | None) -> float | None:
-    """Five significant digits: more would be noise."""
-    return None if value is None else float(f"{value:.5g}")

@@ -95,7 +95,7 @@ def _cases(args: argparse.Namespace, device: str) -> list[Case]:
     layers: Sequence = SUITES[_SUITE]
     if args.model:
         try:
-            layers = recorded.grouped_layers(*recorded.load(args.model))
+            layers = recorded.layers_of(args.model)
         except recorded.ModelError as error:
             raise UserError(f"--model {error}") from error
         dilated = [layer for layer in layers if layer.single.dilation != (1, 1)]
@@ -103,7 +103,7 @@ def _cases(args: argparse.Namespace, device: str) -> list[Case]:
         if dilated:
             print(f"{len(dilated)} dilated layers are left out: no times are kept for those")
         if not layers:
-            raise UserError(f"--model {args.model}: no grouped convolutions that can be replaced")
+            raise UserError(f"--model {args.model}: no grouped convolutions but those")
     dtypes = [_DTYPES[name] for name in args.dtype or _USUAL_DTYPES[device]]
     batches = args.batch or _USUAL_BATCHES[device]
     return cases_of_layers(args.model or _SUITE, layers, DIRECTIONS, dtypes, batches, device)

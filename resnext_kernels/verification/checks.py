@@ -25,10 +25,12 @@ from .problems import PROBLEMS, problem
 
 Kind = Literal["fprop", "fused", "dgrad", "wgrad"]
 KINDS: tuple[Kind, ...] = ("fprop", "fused", "dgrad", "wgrad")
+_MOST_FLOPS = 120_000_000  # of a layer: one of more takes seconds for all its checks
+_LAYERS = (layer.problem(1, torch.float32) for layer in dict.fromkeys(sum(SUITES.values(), ())))
 # What the tests check, and the layers that users have.
 CHECKED: tuple[ConvProblem, ...] = (
     *PROBLEMS,
-    *(layer.problem(1, torch.float32) for layer in dict.fromkeys(sum(SUITES.values(), ()))),
+    *(layer for layer in _LAYERS if layer.flops <= _MOST_FLOPS),
 )
 _ROUNDS = 2  # of operands: in the kernels' own layout, then in layouts drawn at random
 _FEWEST_OUTPUTS = 64  # of a fused call: ReLU could leave next to nothing of fewer

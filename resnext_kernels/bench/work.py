@@ -1,0 +1,108 @@
+"""What problems ask of the machine, and the numbers of a record that follow from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple, TypedDict
+
+import torch
+
+from ..problem import ConvProblem
+from .peaks import PeaksDict
+from .timing import Timing
+
+
+class Numbers(TypedDict):
+    """The part of a `Record` that is measured, or follows from what is."""
+
+    ms_median: float | None
+    ms_p20: float | None
+    ms_p80: float | None
+    gflops: float | None
+    gbps: float | None
+    roofline_fraction: float | None
+    speedup_vs_best_peer: float | None
+    flops: int
+    needed_flops: int
+    bytes: int
+    parity: str
+    relative_error: float | None
+
+
+class Work(NamedTuple):
+    """Operations and least traffic of one call, or of one after another.
+
+    ``floor_ms`` is the least time that a machine's peaks allow: for each call
+    ``max(needed_flops / peak_flops, bytes / peak_bandwidth)``.
+    """
+
+    flops: int
+    needed_flops: int
+    bytes: int
+    floor_ms: float
+
+    @classmethod
+    def of(cls, problems: Iterable[ConvProblem], peaks: PeaksDict) -> Work:
+        """The sums over at least one problem."""
+        each = [_of_one(problem, peaks) for problem in problems]
+        return cls(
+            sum(work.flops for work in each),
+            sum(work.needed_flops for work in each),
+            sum(work.bytes for work in each),
+            sum(work.floor_ms for work in each),
+        )
+
+
+def _of_one(problem: ConvProblem, peaks: PeaksDict) -> Work:
+    needed, moved = needed_flops(problem), problem.bytes_moved()
+    peak = peaks["gflops"][dtype_name(problem.dtype)]
+    return Work(problem.flops, needed, moved, max(needed / peak, moved / peaks["gbps"]) / 1e6)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As records and peaks have it: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def needed_flops(problem: ConvProblem) -> int:
+    """Multiplications and additions of one direction, without the products with padding.
+
+    A kernel may leave those out, so only this count bounds its time from below; the usual one,
+    `ConvProblem.flops`, is 19% more for a 3x3 kernel on 7x7 pixels.
+    """
+    taps = 1
+    for size, outputs, kernel, stride, padding, dilation in zip(
+        problem.in_size, problem.out_size, problem.kernel,
+        problem.stride, problem.padding, problem.dilation, strict=True,
+    ):  # fmt: skip
+        starts = (o * stride - padding for o in range(outputs))
+        taps *= sum(0 <= start + k * dilation < size for start in starts for k in range(kernel))
+    return 2 * problem.batch * problem.out_channels * problem.in_width * taps
+
+
+def numbers(work: Work, timing: Timing | None, best_peer_ms: float | None, error: float) -> Numbers:
+    """What a record says of a call: without ``timing``, which a red parity has not, no time."""
+
+    def per_ms(quantity: float | None) -> float | None:
+        return quantity / timing.median if timing and quantity else None
+
+    return {
+        "ms_median": _short(timing.median if timing else None),
+        "ms_p20": _short(timing.p20 if timing else None),
+        "ms_p80": _short(timing.p80 if timing else None),
+        "gflops": _short(per_ms(work.flops / 1e6)),
+        "gbps": _short(per_ms(work.bytes / 1e6)),
+        "roofline_fraction": _short(per_ms(work.floor_ms)),
+        "speedup_vs_best_peer": _short(per_ms(best_peer_ms)),
+        "flops": work.flops,
+        "needed_flops": work.needed_flops,
+        "bytes": work.bytes,
+        "parity": "green" if timing else "red",
+        "relative_error": _short(error) if math.isfinite(error) else None,
+    }
+
+
+def _short(value: float | None) -> float | None:
+    """Five significant digits: more would be noise."""
+    return None if value is None else float(f"{value:.5g}")
