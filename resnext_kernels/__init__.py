@@ -3,12 +3,14 @@
 from . import models
 from .explanation import explain
 from .functional import grouped_conv2d
+from .fuse import FusionReport, optimize_for_inference
 from .nn import GroupedConv2d
 from .problem import ProblemError
 from .swap import SwapReport, replace_grouped_convs
 from .version import __version__
 
 __all__ = [
+    "FusionReport",
     "GroupedConv2d",
     "ProblemError",
     "SwapReport",
@@ -16,5 +18,6 @@ __all__ = [
     "explain",
     "grouped_conv2d",
     "models",
+    "optimize_for_inference",
     "replace_grouped_convs",
 ]

@@ -27,13 +27,13 @@ def backward_of_forward(ctx, grad_output):
 def masked_backward(grad_output, input, weight, conv, mask, backend):
     """The backward operator with None in the place of each gradient that is not needed."""
     if not any(mask):
-        return [None] * 3
+        return (None, None, None)
     operands = grad_output, input, weight
     # The short way of `eager`, backwards; with gradients on, this is to be differentiated again.
     short = not torch.is_grad_enabled() and is_plain_thread() and all(map(is_plain, operands))
     compute: Callable = ops.compute_backward if short else ops.grouped_conv2d_backward
     grads = compute(*operands, *conv, mask, backend)
-    return [grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)]
+    return tuple(grad if wanted else None for grad, wanted in zip(grads, mask, strict=True))
 
 
 def setup_backward(ctx, inputs, output) -> None:

@@ -94,7 +94,7 @@ def break_auto(monkeypatch, value: float) -> None:
             returned = call()
             if isinstance(returned, torch.Tensor):
                 return returned + value
-            return tuple(t + value for t in returned)
+            return tuple(None if t is None else t + value for t in returned)
 
         return wrong
 

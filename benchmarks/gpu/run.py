@@ -75,7 +75,7 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
         Stage("large", [*pytest, "2_to_the_31", one_file], 40),
         Stage("resnext50", times("resnext50", "64", "256"), 75),
         Stage("resnext101_32x8d", times("resnext101_32x8d", "64", "256"), 75),
-        Stage("widths", times("widths", "64"), 45),
+        Stage("regnet", times("regnet", "64"), 60),
         Stage("memcheck", [*check, "memcheck", *small], 45, apart),
         Stage("racecheck", [*check, "racecheck", *small], 45, apart),
         Stage("triton", [*pytest, "triton and core", "tests/test_parity.py"], 60),

@@ -6,23 +6,25 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from types import FunctionType
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops
+from .. import derivatives
 from ..backends import BACKENDS
 from ..dispatch import AUTO, not_supported_reasons
 from ..functional import grouped_conv2d
 from ..problem import ConvProblem, Direction
+from . import jax_peer
 
 Layout = Literal["channels_last", "contiguous"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-Call = Callable[[], "Tensor | tuple[Tensor, ...]"]
+Call = Callable[[], Any]  # what it returns, `result_of` takes
 
-_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 _MASKS: dict[Direction, list[bool]] = {
     "dgrad": [True, False, False],
     "wgrad": [False, True, False],
@@ -73,7 +75,7 @@ class Implementation:
 
     def copy_operands(self, operands: Operands) -> Operands:
         """Fresh copies in the layouts of this implementation."""
-        images, weights = _FORMATS[self.layout], _FORMATS[self.weight_layout]
+        images, weights = FORMATS[self.layout], FORMATS[self.weight_layout]
         return Operands(
             operands.input.clone(memory_format=images),
             operands.weight.clone(memory_format=weights),
@@ -81,20 +83,20 @@ class Implementation:
         )
 
 
-def result_of(direction: Direction, returned: Tensor | tuple[Tensor, ...]) -> Tensor:
+def result_of(direction: Direction, returned: Any) -> Tensor:
     """The one tensor of interest among what a call returned."""
-    if isinstance(returned, Tensor):
-        return returned
-    return returned[_MASKS[direction].index(True)]
+    if isinstance(returned, tuple):
+        returned = returned[_MASKS[direction].index(True)]
+    return returned if isinstance(returned, Tensor) else jax_peer.as_tensor(returned)
 
 
 def _bind_ours(problem: ConvProblem, direction: Direction, x: Operands, *, backend: str) -> Call:
     conv = (problem.stride, problem.padding, problem.dilation, problem.groups)
     if direction == "fprop":
         return partial(grouped_conv2d, x.input, x.weight, None, *conv, backend=backend)
-    return partial(
-        ops.grouped_conv2d_backward,
-        x.grad_output, x.input, x.weight, *conv, _MASKS[direction], backend,
+    return partial(  # what autograd calls on the way back
+        derivatives.masked_backward,
+        x.grad_output, x.input, x.weight, conv, _MASKS[direction], backend,
     )  # fmt: skip
 
 
@@ -110,13 +112,24 @@ def _bind_torch(problem: ConvProblem, direction: Direction, x: Operands) -> Call
 
 
 def _bind_inductor(problem: ConvProblem, direction: Direction, x: Operands) -> Call:
-    from torch import _dynamo
+    """Compiled at once. On a CPU the weight of fprop is frozen, as in a model in inference."""
+    from torch._inductor import config
+
+    frozen = direction == "fprop" and problem.device == "cpu"
+    if frozen:
+        x = x._replace(weight=torch.nn.Parameter(x.weight, requires_grad=False))
 
     def call() -> Tensor | tuple[Tensor, ...]:
         return _bind_torch(problem, direction, x)()
 
-    _dynamo.reset()  # after a few shapes of one function it would run uncompiled
-    return torch.compile(call, mode="max-autotune-no-cudagraphs", dynamic=False)
+    # A code object of its own: what is compiled of one is limited to a few shapes, then it would
+    # run uncompiled.
+    code, cells = call.__code__.replace(), call.__closure__
+    own = FunctionType(code, call.__globals__, closure=cells)
+    compiled: Call = torch.compile(own, mode="max-autotune-no-cudagraphs", dynamic=False)
+    with torch.no_grad(), config.patch(freezing=frozen):
+        compiled()
+    return compiled
 
 
 def _by_name(implementations: Iterable[Implementation]) -> dict[str, Implementation]:
@@ -133,11 +146,14 @@ PEERS = _by_name(
         Implementation("torch:channels_last", "channels_last", "channels_last", _bind_torch),
         Implementation("torch:contiguous", "contiguous", "contiguous", _bind_torch),
         Implementation("torch:inductor", "channels_last", "channels_last", _bind_inductor),
+        Implementation("jax", "channels_last", "channels_last", jax_peer.bind),
     )
 )
-DEFAULT_PEERS = tuple(name for name in PEERS if name != "torch:inductor")  # compiles for minutes
+DEFAULT_PEERS = ("torch:channels_last", "torch:contiguous")  # the others compile for minutes
 
 
 def reasons_against(name: str, problem: ConvProblem, direction: Direction) -> list[str]:
-    """Why an implementation of `OURS` cannot serve a call; empty where it can."""
-    return [] if name == AUTO else not_supported_reasons(BACKENDS[name], problem, direction)
+    """Why an implementation of `OURS` or `PEERS` cannot serve a call; empty where it can."""
+    if name in BACKENDS:
+        return not_supported_reasons(BACKENDS[name], problem, direction)
+    return jax_peer.reasons_against(problem, direction) if name == "jax" else []

@@ -11,13 +11,14 @@ import ctypes
 import random
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
 from typing import TypeVar
 
 import torch
 
 Name = TypeVar("Name", bound=Hashable)
 Calls = Mapping[Name, Sequence[Callable[[], object]]]
+Turn = tuple[Name, Callable[[], object]]
 _WARM_UP_ROUNDS = 2
 _MIN_ROUNDS = 7
 _MAX_ROUNDS = 1000
@@ -43,7 +44,9 @@ class Timing:
         return cls(median, p20, p80)
 
 
-def interleaved(calls: Calls[Name], seconds: float, device: str = "cpu") -> dict[Name, Timing]:
+def interleaved(
+    calls: Calls[Name], seconds: float, device: str = "cpu", rest: float = 0.0
+) -> dict[Name, Timing]:
     """Time every entry of ``calls`` round by round: A B C, C A B, ...
 
     What disturbs the machine for a while disturbs all entries alike, so ratios of the medians
@@ -57,34 +60,39 @@ def interleaved(calls: Calls[Name], seconds: float, device: str = "cpu") -> dict
             An entry's result is freed outside its time.
         seconds: aimed duration of all rounds together.
         device: "cpu", or "cuda" for calls that queue their work on the current stream.
+        rest: seconds of idleness before each call, where the calls use several pools of threads:
+            those of OpenMP go on turning for 10 ms, and take the cores from another pool's.
     """
     step = _ROUNDS_QUEUED if device == "cuda" else 1
     times: dict[Name, list[int]] = {name: [] for name in calls}
-    run_rounds(calls, range(_WARM_UP_ROUNDS), device)
+    run_rounds(calls, range(_WARM_UP_ROUNDS), device, rest)
     deadline = perf_counter_ns() + int(seconds * 1e9)
     for start in range(0, _MAX_ROUNDS, step):
         if start >= _MIN_ROUNDS and perf_counter_ns() > deadline:
             break
-        for name, elapsed in run_rounds(calls, range(start, start + step), device):
+        for name, elapsed in run_rounds(calls, range(start, start + step), device, rest):
             times[name].append(elapsed)
     return {name: Timing.of(values) for name, values in times.items()}
 
 
-def run_rounds(calls: Calls[Name], rounds: range, device: str) -> list[tuple[Name, int]]:
+def run_rounds(
+    calls: Calls[Name], rounds: range, device: str, rest: float = 0.0
+) -> list[tuple[Name, int]]:
     """The nanoseconds of every call of some rounds, as `interleaved` times them."""
-    return (_gpu_rounds if device == "cuda" else _cpu_rounds)(calls, rounds)
+    return (_gpu_rounds if device == "cuda" else _cpu_rounds)(_turns(calls, rounds, rest))
 
 
-def _turns(calls: Calls[Name], rounds: range) -> Iterator[tuple[Name, Callable[[], object]]]:
+def _turns(calls: Calls[Name], rounds: range, rest: float) -> Iterator[Turn[Name]]:
     """Every entry once a round, in an order drawn anew, with the call whose turn it is."""
     for round in rounds:
         for name in random.sample(list(calls), len(calls)):
+            sleep(rest)
             yield name, calls[name][round % len(calls[name])]
 
 
-def _cpu_rounds(calls: Calls[Name], rounds: range) -> list[tuple[Name, int]]:
+def _cpu_rounds(turns: Iterator[Turn[Name]]) -> list[tuple[Name, int]]:
     times = []
-    for name, call in _turns(calls, rounds):
+    for name, call in turns:
         start = perf_counter_ns()
         result = call()
         times.append((name, perf_counter_ns() - start))
@@ -92,7 +100,7 @@ def _cpu_rounds(calls: Calls[Name], rounds: range) -> list[tuple[Name, int]]:
     return times
 
 
-def _gpu_rounds(calls: Calls[Name], rounds: range) -> list[tuple[Name, int]]:
+def _gpu_rounds(turns: Iterator[Turn[Name]]) -> list[tuple[Name, int]]:
     """On the current GPU.
 
     Before each call the L2 cache is filled with other data, and the GPU is kept busy for longer
@@ -101,7 +109,7 @@ def _gpu_rounds(calls: Calls[Name], rounds: range) -> list[tuple[Name, int]]:
     cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     other_data = torch.empty(_CACHES_FLUSHED * cache, dtype=torch.uint8, device="cuda")
     times = []
-    for name, call in _turns(calls, rounds):
+    for name, call in turns:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         other_data.zero_()
         torch.cuda._sleep(_HEAD_START)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from .. import models
 from ..bench import runner
+from ..bench.model_implementations import on_torch
 from ..bench.report import aligned
 from ..bench.runner import relative_error
 from ..bench.suites import Case, cases_of
 from ..bench.timing import Timing, interleaved
-from ..nn import GroupedConv2d
 from ..swap import replace_grouped_convs
 from . import photographs
 from .bench import deliver, require_matplotlib
@@ -99,11 +99,7 @@ def build(weights: str | None, images: Tensor) -> nn.Module:
             model = models.resnext50_32x4d(weights=weights).eval()
         except (ValueError, OSError, ImportError) as error:
             raise UserError(f"--weights {weights}: {' '.join(str(error).split())}") from error
-    ours: list[nn.Module] = [m for m in model.modules() if isinstance(m, GroupedConv2d)]
-    for module in ours:
-        # GroupedConv2d adds behaviour alone, so its base class is torch's layer, weights and all.
-        module.__class__ = nn.Conv2d
-    return model
+    return on_torch(model)
 
 
 def _origin(weights: str | None) -> str:
