@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from resnext_kernels.bench.report import Summary, split, summarise
+from resnext_kernels.bench.report import Summary, call_line, split, summarise
 from resnext_kernels.bench.runner import Record, Result
 from resnext_kernels.bench.suites import SUITES
 from resnext_kernels.dispatch import AUTO
@@ -68,7 +68,7 @@ def readme_block(devices: Devices) -> str:
     parts = []
     for results in devices.values():
         parts.append(_machine(results[0]))
-        parts += filter(None, (_short_table(results), _short_model_table(results)))
+        parts += filter(None, (_short_table(results), _short_model_table(results), _calls(results)))
     return "\n\n".join([*parts, LEGEND])
 
 
@@ -77,7 +77,7 @@ def docs_page(devices: Devices) -> str:
     parts = [HEAD.strip() if devices else f"{HEAD}\n{NOTHING}"]
     for device, results in devices.items():
         parts += [f"## {device}", _machine(results[0])]
-        parts += filter(None, (_table(results), _model_table(results)))
+        parts += filter(None, (_table(results), _model_table(results), _calls(results)))
         for suite in map(_suite, results):
             parts.append(f"### {suite}\n\n![{suite} on {device}](plots/{device}/{suite}.svg)")
     return "\n\n".join(parts) + "\n"
@@ -91,6 +91,11 @@ def _machine(result: Result) -> str:
         f"{machine['processor']},{threads} torch {result['torch']}; "
         f"measured peaks: {gflops}, {peaks['gbps']:.0f} GB/s."
     )
+
+
+def _calls(results: Sequence[Result]) -> str | None:
+    """What a call costs beside its arithmetic, of the first result that tells."""
+    return next((f"{call_line(r['call_us'])}." for r in results if r.get("call_us")), None)
 
 
 def _on_gpu(result: Result) -> bool:

@@ -3,13 +3,18 @@
 import torch
 
 from resnext_kernels.backends import cpu
-from resnext_kernels.bench import overhead
+from resnext_kernels.bench import overhead, report
 
 
 def test_calls_are_timed():
     threads = torch.get_num_threads()
-    times = overhead.call_microseconds(seconds=0.05)
+    times = overhead.call_microseconds("cpu", 0.05)
     assert torch.get_num_threads() == threads
     assert list(times)[0] == overhead.TORCH and "aten" in times
     assert ("cpu" in times) == cpu.LIBRARY.loaded
     assert all(0.1 < time < 10_000 for time in times.values())
+
+
+def test_the_line_tells_the_difference():
+    line = report.call_line({"torch": 30.0, "cpu": 12.5, "aten": 34.25})
+    assert line.endswith("microseconds: F.conv2d 30.0, cpu 12.5 (-17.5), aten 34.2 (+4.2)")

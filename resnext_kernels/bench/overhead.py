@@ -14,11 +14,10 @@ from .timing import interleaved
 TORCH = "torch"
 _LAYER = Layer(channels=32, size=4, stride=1, groups=8, count=1)
 _CALLS = 100  # a round: one call is as short as the clock is coarse
-_SECONDS = 1.0
 
 
 @torch.no_grad()
-def call_microseconds(device: str = "cpu", seconds: float = _SECONDS) -> dict[str, float]:
+def call_microseconds(device: str, seconds: float) -> dict[str, float]:
     """Microseconds of one eager call without gradient, medians of interleaved rounds.
 
     Of `F.conv2d` ("torch"), and of `grouped_conv2d` on each backend that serves, on one thread and

@@ -10,19 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import GroupedConv2d
-from ..problem import ConvProblem, normalise
+from ..calls import ModelError, grouped_calls
 from .suites import ModelLayer
 
 _IMAGE = (3, 224, 224)
 _LIBRARIES = ("timm", "torchvision")
-
-
-class ModelError(ValueError):
-    """A model that cannot be had or run; the text names it and says why."""
 
 
 def load(name: str) -> tuple[nn.Module, Tensor]:
@@ -78,51 +72,18 @@ def layers_of(name: str) -> list[ModelLayer]:
     return layers
 
 
-@torch.no_grad()
 def grouped_layers(model: nn.Module, images: Tensor) -> list[ModelLayer]:
     """The distinct grouped convolutions that ``model`` calls on ``images``, for one image.
-
-    Those that `replace_grouped_convs` can replace: modules of exactly `torch.nn.Conv2d`, or of
-    `GroupedConv2d`. The model is run in evaluation mode.
 
     Raises:
         ModelError: the model fails on the images.
     """
-    found: Counter[ConvProblem] = Counter()
-
-    def record(module: nn.Conv2d, args: tuple[Tensor, ...]) -> None:
-        found[_problem(module, args[0], len(images))] += 1
-
-    hooks = [
-        module.register_forward_pre_hook(record)
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d)
-        and type(module) in (nn.Conv2d, GroupedConv2d)
-        and module.groups > 1
-    ]
-    training = model.training
-    try:
-        model.eval()(images)
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} fails on input {tuple(images.shape)}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+    found = Counter(
+        replace(
+            call.problem,
+            batch=max(1, call.problem.batch // len(images)),
+            channels_last=False,
+        )
+        for call in grouped_calls(model, images)
+    )
     return [ModelLayer(problem, count) for problem, count in found.items()]
-
-
-def _problem(module: nn.Conv2d, input: Tensor, images: int) -> ConvProblem:
-    """The call that a module makes, for one of several images."""
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
-    padding: Any = module.padding
-    if module.padding_mode != "zeros":
-        sides = module._reversed_padding_repeated_twice
-        batched, padding = F.pad(batched, sides, mode=module.padding_mode), 0
-    window = (module.stride, padding, module.dilation, module.groups)
-    batched, conv = normalise(batched, module.weight, *window)
-    single = batched[: max(1, len(batched) // images)]
-    return replace(ConvProblem.of(single, module.weight, *conv), channels_last=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..dispatch import AUTO
 from .implementations import OURS, PEERS
+from .overhead import TORCH
 from .peaks import PeaksDict
 from .runner import Record, Result
 from .suites import WHOLE_MODELS
@@ -50,6 +51,8 @@ def report(result: Result) -> str:
     for heading in dict.fromkeys(map(title, models)):
         parts.append(f"{heading}\n{model_table(models, heading)}")
     parts.append(peaks_line(result["peaks"]))
+    if result.get("call_us"):
+        parts.append(call_line(result["call_us"]))
     notes = [f"not measured: {name}: {reason}" for name, reason in result["skipped"].items()]
     notes += [red_line(record) for record in red(records)]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
@@ -217,6 +220,15 @@ def peaks_line(peaks: PeaksDict) -> str:
         f"  {gflops} ({peaks['method']['gflops']})\n"
         f"  {peaks['gbps']:.0f} GB/s ({peaks['method']['gbps']})"
     )
+
+
+def call_line(call_us: dict[str, float]) -> str:
+    """What a call costs beside its arithmetic, in one line."""
+    peer = call_us[TORCH]
+    ours = (
+        f"{name} {time:.1f} ({time - peer:+.1f})" for name, time in call_us.items() if name != TORCH
+    )
+    return f"A call beside its arithmetic, microseconds: F.conv2d {peer:.1f}, {', '.join(ours)}"
 
 
 def red(records: Iterable[Record]) -> list[Record]:

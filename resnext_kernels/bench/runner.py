@@ -25,6 +25,7 @@ from .implementations import (
     reasons_against,
     result_of,
 )
+from .overhead import call_microseconds
 from .peaks import Peaks, PeaksDict
 from .suites import Case
 from .timing import Timing, interleaved, keep_freed_memory
@@ -58,12 +59,16 @@ class Record(Numbers):
 
 
 class Result(TypedDict):
-    """A whole run, in JSON; ``skipped`` tells why an implementation is not among the records."""
+    """A whole run, in JSON; ``skipped`` tells why an implementation is not among the records.
+
+    ``call_us``, empty for whole models, is what a call costs beside its arithmetic, see `overhead`.
+    """
 
     machine: dict[str, Any]
     torch: str
     commit: str | None
     peaks: PeaksDict
+    call_us: dict[str, float]
     skipped: dict[str, str]
     records: list[Record]
 
@@ -100,7 +105,9 @@ def run(
     seconds = SECONDS[device] if seconds is None else seconds
     measurements: list[Measurement] = []
     skipped: dict[str, str] = {}
+    call_us: dict[str, float] = {}
     try:
+        call_us = call_microseconds(device, 2 * seconds)
         for index, case in enumerate(cases):
             if index % math.ceil(len(cases) / _PEAK_SAMPLES) == 0:
                 peaks.sample()
@@ -120,6 +127,7 @@ def run(
         "torch": torch.__version__,
         "commit": machine.commit(),
         "peaks": peaks.as_dict(),
+        "call_us": call_us,
         "skipped": skipped,
         "records": records_of(measurements, peaks.as_dict()),
     }
