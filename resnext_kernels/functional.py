@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import eager, ops
 from .dispatch import check_backend_name
+from .plain import is_transformed
 from .problem import FLOATING, Convolution, IntOrPair, ProblemError, normalise, validate
 
 
@@ -66,7 +66,7 @@ def grouped_conv2d(
     exotic = input.is_complex() or input.layout != torch.strided
     if backend in ("auto", "aten") and (exotic or input.numel() == 0):
         return _left_to_aten(input, weight, bias, conv)
-    convolve = _transformable() if _is_transformed() else ops.grouped_conv2d
+    convolve = _transformable() if is_transformed() else ops.grouped_conv2d
     return convolve(input, weight, bias, *conv, backend)
 
 
@@ -75,11 +75,6 @@ def _left_to_aten(input: Tensor, weight: Tensor, bias: Tensor | None, conv: Conv
     if input.dtype in FLOATING and input.layout == torch.strided:
         validate(input, weight, bias, *conv)
     return F.conv2d(input, weight, bias, *conv)
-
-
-def _is_transformed() -> bool:
-    """Whether a `torch.func` transform or a forward-mode dual level is being run."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _transformable() -> Callable[..., Tensor]:

@@ -48,6 +48,11 @@ _PLAIN_THREADS, _PLAIN_TENSORS = _plain_keys("cpu")
 _UNKNOWN_DEVICES = set(_DEVICES)
 
 
+def is_transformed() -> bool:
+    """Whether a `torch.func` transform or a forward-mode dual level is being run."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def is_plain_thread() -> bool:
     """Whether nothing is on in this thread that would change a call of plain tensors."""
     # A dual level has no key that would tell.

@@ -1,0 +1,185 @@
+"""Convolutions of inference: folded normalisation, residual sum and ReLU in one call.
+
+`optimize_for_inference` turns the convolutions of a model into these. A grouped one runs this
+package's fused operator. A dense one runs on the CPU as oneDNN's fused convolution, with weights
+laid out once for its kernels: PyTorch's own convolution lays them out anew in each call, which, for
+one image, takes as long as the convolution. Wherever anything but plain inference goes on (a
+gradient, autocast, tracing, compilation), a dense one is PyTorch's operations one after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import has_torch_function
+
+from . import ops
+from .nn import GroupedConv2d
+from .plain import is_plain, is_plain_thread, is_transformed
+from .problem import Convolution
+
+_MOST_LAYOUTS = 2  # of a weight: for full batches and the last one
+
+
+class FusedConv2d(nn.Conv2d):
+    """A dense `torch.nn.Conv2d` with an epilogue: ``relu?(conv(input) + bias + residual)``.
+
+    ``(N, C, H, W) -> (N, K, P, Q)``, or unbatched; ``residual`` may be broadcast to the output.
+    The attributes: ``relu``, and ``at_entry``, whether a batch is first brought into channels_last.
+    """
+
+    relu = False
+    at_entry = False
+    _packed: tuple[Tensor | None, int | None, dict[torch.Size, Tensor]] = (None, None, {})
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        input = _entering(self, input)
+        window = _window(self)
+        if (
+            window is not None
+            and _is_plain_inference(input, self.weight, residual)
+            and _takes_packed_weight(input)
+            and (residual is None or _is_like_output(self, residual, input, window))
+        ):
+            return self._run_packed(input, residual, window)
+        return _finish(super().forward(input), residual, self.relu)
+
+    def _run_packed(self, input: Tensor, residual: Tensor | None, window: Convolution) -> Tensor:
+        stride, padding, dilation, groups = window
+        weight = self._packed_weight(input, window)
+        conv = (padding, stride, dilation, groups)
+        if residual is None:
+            return torch.ops.mkldnn._convolution_pointwise(
+                input, weight, self.bias, *conv, "relu" if self.relu else "none", [], ""
+            )
+        return torch.ops.mkldnn._convolution_pointwise.binary(
+            input, residual, weight, self.bias, *conv,
+            "add", None, "relu" if self.relu else None, [], None,
+        )  # fmt: skip
+
+    def _packed_weight(self, input: Tensor, window: Convolution) -> Tensor:
+        """The weight as oneDNN's kernel for inputs of this shape reads it.
+
+        It is made anew where the weight was changed. Another shape, be it another batch, has
+        another kernel, for which this one's weight would be slow.
+        """
+        weight = self.weight.detach()
+        version = None if weight.is_inference() else weight._version
+        packed_of, packed_version, layouts = self._packed
+        if (
+            packed_of is None
+            or packed_of.data_ptr() != weight.data_ptr()
+            or packed_version != version
+        ):
+            layouts = {}
+        packed = layouts.get(input.shape)
+        if packed is None:
+            stride, padding, dilation, groups = window
+            packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(
+                weight.to_mkldnn(), padding, stride, dilation, groups, input.shape
+            )
+            recent = list(layouts.items())[1 - _MOST_LAYOUTS :]
+            # Holding the weight keeps its address from being given to another.
+            self._packed = weight, version, dict([*recent, (input.shape, packed)])
+        return packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_packed"}
+
+
+class FusedGroupedConv2d(GroupedConv2d):
+    """A `GroupedConv2d` with an epilogue, as `FusedConv2d`, on this package's fused operator."""
+
+    relu = False
+    at_entry = False
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        input = _entering(self, input)
+        window = _window(self)
+        if window is None or not _is_usual(input):
+            return _finish(super().forward(input), residual, self.relu)
+        fits = residual is None or _is_like_output(self, residual, input, window)
+        plain = _is_plain_inference(input, self.weight, residual)
+        convolve = ops.compute_fused if plain else ops.grouped_conv2d_fused
+        out = convolve(
+            input, self.weight, self.bias, residual if fits else None, *window,
+            "relu" if fits and self.relu else "none", self.backend,
+        )  # fmt: skip
+        return out if fits else _finish(out, residual, self.relu)
+
+
+def _window(conv: nn.Conv2d) -> Convolution | None:
+    """Its stride, padding, dilation and groups; None where sides differ or are not of zeros."""
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    if left != right or top != bottom or (conv.padding_mode != "zeros" and (left or top)):
+        return None
+    (stride_y, stride_x), (dilation_y, dilation_x) = conv.stride, conv.dilation
+    return (stride_y, stride_x), (top, left), (dilation_y, dilation_x), conv.groups
+
+
+def _entering(conv: FusedConv2d | FusedGroupedConv2d, input: Tensor) -> Tensor:
+    if conv.at_entry and _is_usual(input) and input.device.type in ("cpu", "cuda"):
+        return input.contiguous(memory_format=torch.channels_last)
+    return input
+
+
+def _is_usual(input: Tensor) -> bool:
+    """Whether it is a batch with data, and no transform or recorder (but compilers) is at work."""
+    if not torch.compiler.is_compiling() and has_torch_function((input,)):
+        return False
+    if torch.jit.is_tracing():
+        return False
+    usual = input.dim() == 4 and input.layout == torch.strided and not input.is_complex()
+    return usual and input.numel() > 0 and not is_transformed()
+
+
+def _is_like_output(conv: nn.Conv2d, residual: Tensor, input: Tensor, window: Convolution) -> bool:
+    """Whether the sum with ``residual`` neither broadcasts nor promotes."""
+    if not (_is_usual(input) and _is_usual(residual)) or residual.device != input.device:
+        return False
+    kind, dtype = input.device.type, input.dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    sides = zip(input.shape[2:], conv.kernel_size, *window[:3], strict=True)
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides]
+    shape = (input.shape[0], conv.out_channels, *size)
+    return residual.dtype == dtype and residual.shape == shape
+
+
+def _is_plain_inference(input: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
+    """Whether torch's dispatcher would only pass a call on to its implementation."""
+    if not is_plain_thread():
+        return False
+    grad = torch.is_grad_enabled()
+    return all(
+        is_plain(tensor) and not (grad and tensor.requires_grad)
+        for tensor in (input, weight, residual)
+        if tensor is not None
+    )
+
+
+def _finish(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    if residual is not None:
+        out = out + residual
+    return F.relu(out, inplace=True) if relu else out
+
+
+def _takes_packed_weight(input: Tensor) -> bool:
+    """Whether oneDNN serves an ``input`` without a mode or gradient with a weight so laid out."""
+    usual = input.device.type == "cpu" and input.dim() == 4 and input.numel() > 0
+    return usual and torch._C._get_mkldnn_enabled() and _has_packed_weights(input.dtype)
+
+
+@functools.cache
+def _has_packed_weights(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    wanted = ("_convolution_pointwise", "_is_mkldnn_bf16_supported")
+    if not all(hasattr(torch.ops.mkldnn, name) for name in wanted):
+        return False
+    bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or bfloat16
