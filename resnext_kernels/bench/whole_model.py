@@ -1,0 +1,281 @@
+"""Whole models in inference: this package's forms of them and their peers, in one run."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from time import monotonic
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import models as family
+from ..problem import ConvProblem
+from ..verification.numerics import TOLERANCES, relative_error
+from . import machine
+from .model_implementations import OURS, PEERS, Forward, ModelImplementation, NotAvailable, on_torch
+from .peaks import Peaks, PeaksDict
+from .runner import INTERRUPTED, Record, Result, fastest_of_cudnn
+from .suites import WHOLE_MODELS
+from .timing import Timing, interleaved, keep_freed_memory
+from .work import Work, dtype_name, numbers
+
+# ResNet-50 has the complexity of ResNeXt-50 (table 1 of arXiv:1611.05431).
+MODELS = ("resnet50", "resnext50_32x4d", "resnext101_32x8d")
+_SIZE = 224  # height and width of the images, in pixels
+_CALIBRATION_IMAGES = 8
+_RESIDUAL_SCALE = 0.3
+_REST = 0.02  # seconds before each call on a CPU
+SECONDS = {"cpu": 5.0, "cuda": 1.0}  # for the timed rounds of one case
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement to make: a model, a dtype and a batch size."""
+
+    model: str
+    dtype: torch.dtype
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.model} {dtype_name(self.dtype)} batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One implementation of one case: its relative error, and its times where parity held."""
+
+    case: Case
+    implementation: ModelImplementation
+    error: float
+    timing: Timing | None
+
+    def __str__(self) -> str:
+        time = f"{self.timing.median:.1f} ms" if self.timing else "PARITY RED"
+        return f"{self.implementation.name} {time}"
+
+
+def steps(
+    models: Sequence[str], dtypes: Sequence[torch.dtype], batches: Sequence[int],
+    peers: Sequence[str] = tuple(PEERS),
+) -> int:  # fmt: skip
+    """How often `run` calls ``progress``: for each implementation of a case, and for its times."""
+    return len(models) * len(dtypes) * len(batches) * (len(OURS) + len(peers) + 1)
+
+
+@torch.no_grad()
+@fastest_of_cudnn()
+def run(
+    models: Sequence[str] = MODELS,
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16),
+    batches: Sequence[int] = (1, 8),
+    peers: Sequence[str] = tuple(PEERS),
+    *,
+    device: str = "cpu",
+    seconds: float | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Result:
+    """Measure every model in all of `OURS` and the named ones of `PEERS`.
+
+    The records' suite is "model", their problem the model's name, their operations and bytes the
+    sums over its convolutions and its classifier. A peer that is not installed, or that cannot
+    convert the model, is told of in ``skipped``. A KeyboardInterrupt ends the run with the cases
+    that are done.
+
+    Args:
+        models: names in `resnext_kernels.models`, each for images of 224x224 pixels.
+        dtypes: of weights, BatchNorm statistics and images alike: `model.to(bfloat16)`, which torch
+            runs faster than autocast. OpenVINO computes in bfloat16 on float32 operands.
+        batches: images at a time.
+        device: "cpu" or "cuda".
+        seconds: aimed duration of the timed rounds of one case.
+        progress: called `steps` times with what was done.
+
+    Raises:
+        ValueError: an unknown model or peer, or no batch size.
+    """
+    _check(models, batches, peers)
+    keep_freed_memory()
+    peaks = Peaks(dtypes, device)
+    implementations = [*OURS.values(), *(PEERS[name] for name in peers)]
+    seconds = SECONDS[device] if seconds is None else seconds
+    cases = [Case(*c) for c in itertools.product(models, dtypes, batches)]
+    measurements: list[Measurement] = []
+    skipped: dict[str, str] = {}
+    subject = None
+    try:
+        for case in cases:
+            peaks.sample()
+            if subject is None or subject.name != case.model:
+                subject = _Subject.make(case.model, max(batches), device)
+            measurements += _measure(case, subject, implementations, seconds, skipped, progress)
+    except KeyboardInterrupt:
+        left = len(cases) - len({m.case for m in measurements})
+        skipped[INTERRUPTED] = f"the last {left} of {len(cases)} cases"
+    peaks.sample()
+    return {
+        "machine": machine.describe(device),
+        "torch": torch.__version__,
+        "commit": machine.commit(),
+        "peaks": peaks.as_dict(),
+        "call_us": {},
+        "skipped": skipped,
+        "records": _records(measurements, peaks.as_dict()),
+    }
+
+
+def _check(models: Sequence[str], batches: Sequence[int], peers: Sequence[str]) -> None:
+    for argument, names, known in (("models", models, family.__all__), ("peers", peers, PEERS)):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{argument}: {name!r}, expected some of {', '.join(known)}")
+    if not batches:
+        raise ValueError(f"batches={batches!r}: expected at least one batch size")
+
+
+class _Subject(NamedTuple):
+    """A model in evaluation mode, images for it, and the logits that it has for them in float64."""
+
+    name: str
+    model: nn.Module
+    images: Tensor
+    logits: Tensor
+
+    @classmethod
+    def make(cls, name: str, batch: int, device: str) -> _Subject:
+        """Random weights, calibrated on images as smooth and as different as photographs are."""
+        count = max(batch, _CALIBRATION_IMAGES)
+        colours = torch.randn(count, 3, 1, 1)
+        blurred = F.interpolate(torch.randn(count, 3, 14, 14), size=_SIZE, mode="bilinear")
+        images = (blurred + colours).to(device)
+        model = family.calibrated(partial(_damped, name), images[:_CALIBRATION_IMAGES])
+        logits = on_torch(model).double()(images[:batch].double())
+        return cls(name, model, images[:batch], logits)
+
+
+def _damped(name: str) -> nn.Module:
+    """A model whose residual branches add less than their random weights would.
+
+    At full size every block would magnify the rounding errors of those before, to 20% of the logits
+    in bfloat16, and a wrong result could not be told from them.
+    """
+    model: nn.Module = getattr(family, name)()
+    for module in model.modules():
+        if isinstance(module, family.Bottleneck):
+            nn.init.constant_(module.bn3.get_parameter("weight"), _RESIDUAL_SCALE)
+    return model
+
+
+def _measure(
+    case: Case,
+    subject: _Subject,
+    implementations: Sequence[ModelImplementation],
+    seconds: float,
+    skipped: dict[str, str],
+    progress: Callable[[str], None],
+) -> list[Measurement]:
+    """Check every implementation that is available, then time those that passed.
+
+    Why another one is not goes into ``skipped``.
+    """
+    model = copy.deepcopy(subject.model).to(case.dtype)
+    images, logits = subject.images[: case.batch].to(case.dtype), subject.logits[: case.batch]
+    forwards: dict[ModelImplementation, Forward] = {}
+    errors: dict[ModelImplementation, float] = {}
+    for i in implementations:
+        start = monotonic()
+        try:
+            forward = i.bind(model, images)
+            errors[i] = relative_error(torch.as_tensor(forward()), logits)
+            forwards[i] = forward
+            progress(f"{case}: {i.name} ready in {monotonic() - start:.1f} s")
+        except Exception as error:  # conversions by other packages may fail in any way
+            if i.name in OURS:
+                raise
+            skipped[i.name] = _reason(case, error)
+            progress(f"{case}: {i.name} not measured")
+    green = {i: [f] for i, f in forwards.items() if errors[i] <= _tolerance(subject.model, case)}
+    rest = _REST if images.device.type == "cpu" else 0.0
+    times = interleaved(green, seconds, images.device.type, rest) if green else {}
+    measurements = [Measurement(case, i, error, times.get(i)) for i, error in errors.items()]
+    progress(f"{case}: {', '.join(map(str, measurements))}")
+    torch.compiler.reset()  # it would keep the compiled models alive
+    return measurements
+
+
+def _reason(case: Case, error: Exception) -> str:
+    if isinstance(error, NotAvailable):
+        return str(error)
+    return f"{case}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _tolerance(model: nn.Module, case: Case) -> float:
+    """Of the logits' relative error.
+
+    Each convolution may have the error that a single one may have anywhere in this package. The
+    layers' errors are independent of each other, so that their squares add up; what the network
+    multiplies them with is near 1, see `_damped`.
+    """
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    return TOLERANCES[case.dtype] * math.sqrt(convolutions)
+
+
+def layers(name: str) -> list[ConvProblem]:
+    """Every convolution of a model for one image, and the classifier as one of 1x1 pixels."""
+    problems: list[ConvProblem] = []
+
+    def convolution(m: nn.Module, args: tuple[Tensor]) -> None:
+        assert isinstance(m, nn.Conv2d) and not isinstance(m.padding, str)
+        conv = (m.stride, m.padding, m.dilation, m.groups)
+        problems.append(ConvProblem.of(args[0], m.weight, *conv))
+
+    def classifier(m: nn.Module, args: tuple[Tensor]) -> None:
+        assert isinstance(m, nn.Linear)
+        weight = m.weight[:, :, None, None]
+        problems.append(
+            ConvProblem.of(args[0][:, :, None, None], weight, (1, 1), (0, 0), (1, 1), 1)
+        )
+
+    with torch.device("meta"):
+        model = getattr(family, name)().eval()
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_pre_hook(convolution)
+            elif isinstance(module, nn.Linear):
+                module.register_forward_pre_hook(classifier)
+        model(torch.empty(1, 3, _SIZE, _SIZE))
+    return problems
+
+
+def _records(measurements: Sequence[Measurement], peaks: PeaksDict) -> list[Record]:
+    """Records in the order of the measurements."""
+    problems = {name: layers(name) for name in dict.fromkeys(m.case.model for m in measurements)}
+    rivals: dict[Case, list[float]] = {}
+    for m in measurements:
+        if m.implementation.name in PEERS and m.timing:
+            rivals.setdefault(m.case, []).append(m.timing.median)
+    records: list[Record] = []
+    for m in measurements:
+        case = m.case
+        single = problems[case.model]
+        work = Work.of((replace(p, batch=case.batch, dtype=case.dtype) for p in single), peaks)
+        records.append(
+            {
+                "suite": WHOLE_MODELS,
+                "problem": case.model,
+                "direction": "fprop",
+                "dtype": dtype_name(case.dtype),
+                "layout": m.implementation.layout,
+                "batch": case.batch,
+                "implementation": m.implementation.name,
+                "count": 1,
+                **numbers(work, m.timing, min(rivals.get(case, []), default=None), m.error),
+            }
+        )
+    return records
