@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from . import derivatives, dispatch, ops
+from .kept import Kept
 from .plain import is_plain, is_plain_thread
 from .problem import ConvProblem, normalise
 
 Plan = tuple[ConvProblem, Callable[..., Tensor]]
-_PLANS: dict[Any, Plan] = {}
-_MOST_PLANS = 4096
+_PLANS: Kept[Plan] = Kept()
 _NO_REFERENCES = 2  # a version of the format in which equal values have equal text
 
 
@@ -57,9 +57,7 @@ def direct(
         plan = _plan(input, weight, bias, stride, padding, dilation, groups, backend)
         if plan is None:
             return None
-        if len(_PLANS) >= _MOST_PLANS:
-            _PLANS.clear()
-        _PLANS[key] = plan
+        _PLANS.keep(key, plan)
     problem, fprop = plan
     if torch.is_grad_enabled() and (
         weight.requires_grad or input.requires_grad or (bias is not None and bias.requires_grad)

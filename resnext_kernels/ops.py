@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import dispatch, flops
+from .kept import Kept
 from .problem import ConvProblem, Pair, ProblemError, validate
 
 _CONV = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
@@ -29,8 +31,7 @@ LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 ACTIVATIONS = ("none", "relu")
-_PROBLEMS: dict[Any, ConvProblem] = {}
-_MOST_PROBLEMS = 4096
+_PROBLEMS: Kept[ConvProblem] = Kept()
 
 
 def checked_problem(
@@ -71,9 +72,7 @@ def _known_problem(
     problem = _PROBLEMS.get(key)
     if problem is None:
         problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
-        if len(_PROBLEMS) >= _MOST_PROBLEMS:
-            _PROBLEMS.clear()
-        _PROBLEMS[key] = problem
+        _PROBLEMS.keep(key, problem)
     return problem
 
 
@@ -117,10 +116,10 @@ def _check_epilogue(
     if activation not in ACTIVATIONS:
         raise ProblemError(f"activation={activation!r}: expected one of {ACTIVATIONS}")
     if residual is not None:
-        _check_like_output("residual", residual, problem, input)
+        check_like_output("residual", residual, problem, input)
 
 
-def _check_like_output(name: str, tensor: Tensor, problem: ConvProblem, input: Tensor) -> None:
+def check_like_output(name: str, tensor: Tensor, problem: ConvProblem, input: Tensor) -> None:
     if tuple(tensor.shape) != problem.output_shape:
         raise ProblemError(
             f"{name}: shape {tuple(tensor.shape)}, expected {problem.output_shape} as the output"
@@ -143,26 +142,52 @@ def compute_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     problem = _known_problem(input, weight, None, stride, padding, dilation, groups)
-    _check_like_output("grad_output", grad_output, problem, input)
-    grads = []
-    if output_mask[0]:
-        chosen = dispatch.choose(problem, "dgrad", backend)
-        grad_input = chosen.dgrad(problem, grad_output, weight)
-        grads.append(in_format(grad_input, problem.memory_format))
-    else:
-        grads.append(grad_output.new_empty(0))
-    if output_mask[1]:
-        chosen = dispatch.choose(problem, "wgrad", backend)
-        memory_format = _format(weight)
-        grad_weight = chosen.wgrad(problem, grad_output, input, memory_format)
-        grads.append(in_format(grad_weight, memory_format))
-    else:
-        grads.append(grad_output.new_empty(0))
-    grads.append(grad_output.sum((0, 2, 3)) if output_mask[2] else grad_output.new_empty(0))
-    return grads[0], grads[1], grads[2]
+    check_like_output("grad_output", grad_output, problem, input)
+    plan = plan_backward(problem, weight, output_mask, backend)
+    grads = run_backward(plan, grad_output, input, weight)
+    to_input, to_weight, to_bias = (grad_output.new_empty(0) if g is None else g for g in grads)
+    return to_input, to_weight, to_bias
 
 
-def _format(tensor: Tensor) -> torch.memory_format:
+class BackwardPlan(NamedTuple):
+    """Which backends compute the gradients of a problem; None for those not wanted."""
+
+    problem: ConvProblem
+    dgrad: ModuleType | None
+    wgrad: ModuleType | None
+    weight_format: torch.memory_format
+    to_bias: bool
+
+
+def plan_backward(
+    problem: ConvProblem, weight: Tensor, output_mask: Sequence[bool], backend: str
+) -> BackwardPlan:
+    """The plan for a checked problem; `ProblemError` where a named backend cannot serve it."""
+    to_input, to_weight, to_bias = output_mask
+    return BackwardPlan(
+        problem,
+        dispatch.choose(problem, "dgrad", backend) if to_input else None,
+        dispatch.choose(problem, "wgrad", backend) if to_weight else None,
+        format_of(weight),
+        to_bias,
+    )
+
+
+def run_backward(
+    plan: BackwardPlan, grad_output: Tensor, input: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients by input, weight and bias that the plan wants."""
+    problem, dgrad, wgrad, weight_format, bias = plan
+    to_input = to_weight = None
+    if dgrad is not None:
+        to_input = in_format(dgrad.dgrad(problem, grad_output, weight), problem.memory_format)
+    if wgrad is not None:
+        to_weight = wgrad.wgrad(problem, grad_output, input, weight_format)
+        to_weight = in_format(to_weight, weight_format)
+    return to_input, to_weight, grad_output.sum((0, 2, 3)) if bias else None
+
+
+def format_of(tensor: Tensor) -> torch.memory_format:
     return torch._prims_common.suggest_memory_format(tensor)
 
 
@@ -225,7 +250,7 @@ def _fake_backward(
     grad_output, input, weight, stride, padding, dilation, groups, output_mask, backend
 ):
     problem = checked_problem(input, weight, None, stride, padding, dilation, groups)
-    _check_like_output("grad_output", grad_output, problem, input)
+    check_like_output("grad_output", grad_output, problem, input)
 
     def like(tensor: Tensor, wanted: bool, memory_format: torch.memory_format) -> Tensor:
         if not wanted:
@@ -236,7 +261,7 @@ def _fake_backward(
 
     return (
         like(input, output_mask[0], problem.memory_format),
-        like(weight, output_mask[1], _format(weight)),
+        like(weight, output_mask[1], format_of(weight)),
         grad_output.new_empty(weight.shape[0] if output_mask[2] else 0),
     )
 

@@ -11,7 +11,6 @@ from tiny_suite import case
 
 from resnext_kernels.bench import machine, peaks, runner, timing
 from resnext_kernels.bench.implementations import (
-    OURS,
     PEERS,
 )
 from resnext_kernels.bench.timing import Timing
@@ -92,12 +91,6 @@ def test_peaks_and_machine_of_a_gpu(stand_in_gpu, monkeypatch):
     about = machine.describe("cuda")
     assert about["processor"] == "a GPU" and about["kernel_isa"] == "sm_90 a GPU"
     assert json.loads(json.dumps(about)) == about
-
-
-def test_weights_on_a_gpu_are_in_the_images_layout():
-    assert OURS["auto"].in_layout("channels_last", "cuda").weight_layout == "channels_last"
-    assert OURS["auto"].in_layout("contiguous", "cuda").weight_layout == "contiguous"
-    assert OURS["auto"].in_layout("channels_last").weight_layout == "contiguous"
 
 
 def test_inductor_is_a_peer(monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from problems import PROBLEMS, problem
+from user_tables import forget
 
 import resnext_kernels as rk
 from resnext_kernels import dispatch
@@ -83,10 +84,10 @@ def test_named_backend_holds_for_gradients_too(direction, monkeypatch):
     monkeypatch.setattr(
         aten, "not_supported_reasons", lambda problem, d: ["out of order"] * (d == direction)
     )
-    dispatch.choose.cache_clear()
+    forget()
     with pytest.raises(rk.ProblemError, match=f"'aten' cannot serve {direction} of .*out of order"):
         output.sum().backward()
-    dispatch.choose.cache_clear()
+    forget()
 
 
 def run_python(code: str, folder: Path) -> str:

@@ -10,6 +10,7 @@ from small_calls import WINDOW, assert_near, convolve, operands
 
 import resnext_kernels as rk
 from resnext_kernels import eager
+from resnext_kernels.kept import Kept
 from resnext_kernels.problem import ProblemError
 
 
@@ -89,8 +90,9 @@ def test_errors_are_alike(change, monkeypatch):
 
 @pytest.fixture
 def few_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict]:
-    monkeypatch.setattr(eager, "_PLANS", plans := {})
-    monkeypatch.setattr(eager, "_MOST_PLANS", 3)
+    plans: Kept = Kept()
+    plans.most = 3
+    monkeypatch.setattr(eager, "_PLANS", plans)
     yield plans
     assert 0 < len(plans) <= 3
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from resnext_kernels import dispatch, eager, tuning, user_table
+from resnext_kernels import derivatives, dispatch, eager, tuning, user_table
 
 
 def forget() -> None:
@@ -14,6 +14,7 @@ def forget() -> None:
     for cached in (user_table._load, tuning.records, dispatch.choose):
         cached.cache_clear()
     eager._PLANS.clear()
+    derivatives._PLANS.clear()
 
 
 @pytest.fixture

@@ -49,14 +49,13 @@ class Operands(NamedTuple):
 class Implementation:
     """A way to compute a convolution.
 
-    ``layout`` is the memory format of the images, ``weight_layout`` that of the weight, as they
-    are in a model that uses this implementation. ``bind(problem, direction, operands)`` returns
-    the call to be timed.
+    ``layout`` is the memory format of the images and of the weight, as
+    ``model.to(memory_format=...)`` leaves them. ``bind(problem, direction, operands)`` returns the
+    call to be timed.
     """
 
     name: str
     layout: Layout
-    weight_layout: Layout
     bind: Callable[[ConvProblem, Direction, Operands], Call]
 
     @property
@@ -65,22 +64,13 @@ class Implementation:
         usual = self.layout == "channels_last" or self.name in PEERS
         return self.name if usual else f"{self.name} {self.layout}"
 
-    def in_layout(self, layout: Layout, device: str = "cpu") -> Implementation:
-        """The same one on images in another memory format, conversions within its time.
-
-        On a GPU the weight has that format too, as `model.to(memory_format=...)` leaves it.
-        """
-        weight_layout = layout if device == "cuda" else self.weight_layout
-        return dataclasses.replace(self, layout=layout, weight_layout=weight_layout)
+    def in_layout(self, layout: Layout) -> Implementation:
+        """The same one on operands in another memory format, conversions within its time."""
+        return dataclasses.replace(self, layout=layout)
 
     def copy_operands(self, operands: Operands) -> Operands:
-        """Fresh copies in the layouts of this implementation."""
-        images, weights = FORMATS[self.layout], FORMATS[self.weight_layout]
-        return Operands(
-            operands.input.clone(memory_format=images),
-            operands.weight.clone(memory_format=weights),
-            operands.grad_output.clone(memory_format=images),
-        )
+        """Fresh copies in the layout of this implementation."""
+        return Operands(*(t.clone(memory_format=FORMATS[self.layout]) for t in operands))
 
 
 def result_of(direction: Direction, returned: Any) -> Tensor:
@@ -137,16 +127,16 @@ def _by_name(implementations: Iterable[Implementation]) -> dict[str, Implementat
 
 
 OURS = _by_name(
-    Implementation(name, "channels_last", "contiguous", partial(_bind_ours, backend=name))
+    Implementation(name, "channels_last", partial(_bind_ours, backend=name))
     for name in (*BACKENDS, AUTO)
 )
 DEFAULT_OURS = tuple(name for name in OURS if name != "aten")  # which the peers stand for
 PEERS = _by_name(
     (
-        Implementation("torch:channels_last", "channels_last", "channels_last", _bind_torch),
-        Implementation("torch:contiguous", "contiguous", "contiguous", _bind_torch),
-        Implementation("torch:inductor", "channels_last", "channels_last", _bind_inductor),
-        Implementation("jax", "channels_last", "channels_last", jax_peer.bind),
+        Implementation("torch:channels_last", "channels_last", _bind_torch),
+        Implementation("torch:contiguous", "contiguous", _bind_torch),
+        Implementation("torch:inductor", "channels_last", _bind_inductor),
+        Implementation("jax", "channels_last", jax_peer.bind),
     )
 )
 DEFAULT_PEERS = ("torch:channels_last", "torch:contiguous")  # the others compile for minutes

@@ -114,7 +114,7 @@ def run(
             able, reasons = _able(OURS, ours, case)
             able_peers, reasons_of_peers = _able(PEERS, peers, case)
             skipped |= reasons | reasons_of_peers
-            mine = [i.in_layout(layout, device) for layout in layouts for i in able]
+            mine = [i.in_layout(layout) for layout in layouts for i in able]
             done = measure(case, [*mine, *able_peers], seconds)
             measurements += done
             progress(done)

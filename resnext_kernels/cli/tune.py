@@ -136,7 +136,7 @@ def _measure(cases: Sequence[Case]) -> list[Measurement]:
     measurements = []
     for case in cases:
         implementations = [
-            OURS[name].in_layout(layout, case.device)
+            OURS[name].in_layout(layout)
             for layout in LAYOUTS
             for name in (*_backends(case), aten.NAME)
         ]

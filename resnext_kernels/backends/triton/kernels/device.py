@@ -6,7 +6,8 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.backends import cudnn
+
+from ... import tf32
 
 # Where nothing is known. The interpreter does one program after another: the fewer, the better.
 _MULTIPROCESSORS = {"xpu": 64, "cpu": 2}
@@ -40,11 +41,7 @@ def _multiprocessors(kind: str, index: int) -> int:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How products are computed: "half" (16 bits), or for float32 "tf32" or "ieee".
-
-    TF32 is taken where torch's flags allow it to cuDNN's convolutions.
-    """
+    """How products are computed: "half" (16 bits), or for float32 "tf32" or "ieee"."""
     if dtype != torch.float32:
         return "half"
-    allowed = cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return "tf32" if allowed and not torch.version.hip else "ieee"
+    return "tf32" if tf32.allowed() else "ieee"
