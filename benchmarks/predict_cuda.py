@@ -1,11 +1,12 @@
 """Predicts the CUDA kernels' times from what the tests' simulator counts, without a GPU.
 
-    python benchmarks/predict_cuda.py [--suite resnext50] [--batch 64] [--json FILE]
+    python benchmarks/predict_cuda.py [--suite resnext50] [--batch 64] [--tf32] [--json FILE]
 
 For each layer and direction the launches run in the simulator with the tiles and the blocks that
 the GPU would get. Their counts over the GPU's rates give one time for each thing that could limit
 them; the largest, and the start of each launch, is the prediction. The floor is the least traffic
 of the problem over the GPU's copy bandwidth. JSON files beside the measured results hold both.
+Operands are bfloat16, or with --tf32 float32, for the groups that TF32 is for.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ BANK_BYTES = 128  # of shared memory, a clock
 class Card:
     """Rates of a GPU: ``copy`` and ``l2`` in bytes a second, ``clock`` in Hz, instructions a clock.
 
-    ``mma_k16`` and ``mma_k8`` count m16n8k16 and m16n8k8 for one multiprocessor; ``start`` is the
-    time of an empty launch and of the first loads, in seconds.
+    ``mma_k16`` and ``mma_k8`` count m16n8k16 and m16n8k8 for one multiprocessor; TF32's m16n8k8
+    multiplies as many bytes as the former, in the same time. ``start`` is the time of an empty
+    launch and of the first loads, in seconds.
     """
 
     gpu: cuda_sim.Gpu
@@ -82,25 +84,29 @@ class Prediction:
 
 
 def predict(name: str, case: Case) -> Prediction:
-    """Simulate one case with bfloat16 random operands and divide its counts by a card's rates."""
+    """Simulate one case with random operands and divide its counts by a card's rates.
+
+    Float32 is multiplied in TF32: what is not counts no instructions here.
+    """
     card, problem = CARDS[name], case.problem
     input, weight, output = (
-        torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last)
+        torch.randn(shape).to(problem.dtype).contiguous(memory_format=torch.channels_last)
         for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
     )
     operands = {"fprop": (input, weight), "dgrad": (output, weight), "wgrad": (output, input)}
     run = getattr(cuda_sim, case.direction)
     options = cuda_sim.Options(races=False)
-    launches = run(problem, *operands[case.direction], gpu=card.gpu, options=options).launches
+    tf32 = {"tf32": True} if problem.dtype == torch.float32 else {}
+    ran = run(problem, *operands[case.direction], gpu=card.gpu, options=options, **tf32)
+    launches = ran.launches
     count = {key: sum(launch[key] for launch in launches) for key in launches[0].counters}
-    result = {"fprop": output, "dgrad": input, "wgrad": weight}[case.direction]
     read = SECTOR_BYTES * count["sectors_read"]
     written = SECTOR_BYTES * count["sectors_written"]
-    least_written = result.numel() * 2
+    least_written = ran.out.nbytes
     least_read = problem.bytes_moved() - least_written
     wavefronts = sum(count[key] for key in count if key.endswith("_wavefronts"))
     per_clock = card.gpu.multiprocessors * card.clock
-    mma = count["mma_k16"] / card.mma_k16 + count["mma_k8"] / card.mma_k8
+    mma = (count["mma_k16"] + count["mma_tf32"]) / card.mma_k16 + count["mma_k8"] / card.mma_k8
     seconds = {
         # What exceeds the least traffic is served by the L2 cache.
         "memory": problem.bytes_moved() / card.copy,
@@ -121,9 +127,14 @@ def main() -> None:
     parser.add_argument("--suite", choices=SUITES, default="resnext50")
     parser.add_argument("--card", choices=CARDS, nargs="+", default=list(CARDS))
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--tf32", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    cases = cases_of(arguments.suite, DIRECTIONS, [torch.bfloat16], [arguments.batch], "cuda")
+    dtype = torch.float32 if arguments.tf32 else torch.bfloat16
+    directions = ("fprop", "dgrad") if arguments.tf32 else DIRECTIONS
+    cases = cases_of(arguments.suite, directions, [dtype], [arguments.batch], "cuda")
+    if arguments.tf32:
+        cases = [case for case in cases if 8 < case.problem.in_width <= 64]
     predictions = []
     for card in arguments.card:
         for case in cases:

@@ -66,12 +66,13 @@ def library() -> Path:
     path = folder / "resnext_kernels" / "_cuda.so"
     if path.exists():
         return path
-    sources, unfinished = KEPT / "checkout", KEPT / "unfinished"
-    for older in (sources, unfinished, *KEPT.glob("cuda-*")):
+    sources, unfinished, objects = KEPT / "checkout", KEPT / "unfinished", KEPT / "objects"
+    # Objects too: beside a torch without CUDA, ninja does not know which headers a .cu includes.
+    for older in (sources, unfinished, objects, *KEPT.glob("cuda-*")):
         shutil.rmtree(older, ignore_errors=True)
     sources.mkdir(parents=True)
     command = [sys.executable, "setup.py", "build_ext"]
-    command += ["--build-lib", str(unfinished), "--build-temp", str(KEPT / "objects")]
+    command += ["--build-lib", str(unfinished), "--build-temp", str(objects)]
     done = subprocess.run(
         command, cwd=checkout(sources), env=environment(), capture_output=True, text=True
     )

@@ -149,6 +149,20 @@ def test_weights_are_dense_with_the_channels_side_by_side(layout, shape):
     assert given.data_ptr() % 16 == 0
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_follows_torch(loaded, monkeypatch, allowed):
+    given = []
+    for name in ("fprop", "dgrad"):
+        run = lambda *arguments: given.append(arguments[-1])  # noqa: E731
+        monkeypatch.setattr(torch.ops.resnext_kernels_cuda, name, run, raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    case = problem(16)
+    images, weight = torch.randn(case.input_shape), torch.randn(case.weight_shape)
+    cuda.fprop(case, images, weight, None, None, relu=not allowed)
+    cuda.dgrad(case, torch.randn(case.output_shape), weight)
+    assert given == [allowed, allowed]
+
+
 def test_info_tells_what_the_library_is_compiled_for(loaded):
     assert info.describe()["backend cuda"] == "loaded, compiled for 8.0;9.0a;10.0+PTX"
 

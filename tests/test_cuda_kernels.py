@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import mmap
 import random
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ OPTIONS = (
 )
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Half the distance of two numbers next to each other is at most this part of them.
+TF32_TOLERANCE = 1e-3
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 SIZES = ((1, 1), (1, 40), (40, 1), (2, 2), (7, 7), (16, 17), (3, 300))
 
@@ -94,11 +96,20 @@ def weights(p: ConvProblem, dtype: torch.dtype) -> Tensor:
     return torch.randn(p.weight_shape, dtype=dtype)
 
 
-def check(out: Tensor, truth: Tensor) -> None:
-    """``out`` is right as a whole and in each of its numbers."""
-    assert relative_error(out, truth) < TOLERANCES[out.dtype]
+def check(out: Tensor, truth: Tensor, tf32_sums: Tensor | None = None) -> None:
+    """``out`` is right as a whole and in each of its numbers.
+
+    In TF32 pixels lose less than 2^-10 of themselves, and weights up to 2^-11; ``tf32_sums``:
+    ``truth`` of the absolute values of the operands.
+    """
     difference = (out.double() - truth).abs()
-    assert (difference <= ROUNDING[out.dtype] * truth.abs() + 1e-5 * truth.abs().max()).all()
+    bound = ROUNDING[out.dtype] * truth.abs() + 1e-5 * truth.abs().max()
+    if tf32_sums is None:
+        assert relative_error(out, truth) < TOLERANCES[out.dtype]
+    else:
+        assert relative_error(out, truth) < TF32_TOLERANCE
+        bound += (2.0**-10 + 2.0**-11) * tf32_sums
+    assert (difference <= bound).all()
 
 
 def operands(p: ConvProblem, direction: Direction, dtype: torch.dtype, sliced: bool) -> list:
@@ -118,6 +129,47 @@ def test_directions(p: ConvProblem, direction: Direction) -> None:
         gpu, options = GPUS[(turn + i) % 3], OPTIONS[(turn // 3 + i) % 3]
         result = getattr(cuda_sim, direction)(p, a, b, gpu=gpu, options=options)
         check(result.out, truth(p, direction, a, b))
+
+
+def is_for_tf32(p: ConvProblem) -> bool:
+    """Whether exact float32 would be slower than the memory."""
+    return is_served(p, torch.float32) and max(p.in_width, p.out_width) > 8
+
+
+@pytest.mark.parametrize("p", [p for p in SERVED if is_for_tf32(p)], ids=str)
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+def test_tf32(p: ConvProblem, direction: Direction) -> None:
+    turn = SERVED.index(p)
+    a, b = operands(p, direction, torch.float32, sliced=turn % 2 == 1)
+    result = getattr(cuda_sim, direction)(
+        p, a, b, tf32=True, gpu=GPUS[turn % 3], options=OPTIONS[turn // 3 % 3]
+    )
+    (launch,) = result.launches
+    assert launch["mma_tf32"] > 0
+    check(result.out, truth(p, direction, a, b), truth(p, direction, a.abs(), b.abs()))
+
+
+@pytest.mark.parametrize("width", [16, 24, 32])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+def test_weights_are_rounded_to_tf32(direction: Direction, stride: int, width: int) -> None:
+    """Dropping their low bits would cost 4.2e-4; these pixels have none."""
+    p = problem(width, size=(12, 15), stride=(stride, stride))
+    a, b = operands(p, direction, torch.float32, sliced=False)
+    a = a.bfloat16().float()
+    error = relative_error(
+        getattr(cuda_sim, direction)(p, a, b, tf32=True).out, truth(p, direction, a, b)
+    )
+    assert 1e-4 < error < 3e-4
+
+
+@pytest.mark.parametrize("width", [1, 4, 8])
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+def test_groups_that_are_exact_at_the_speed_of_memory(direction: Direction, width: int) -> None:
+    p = problem(width, groups=16, size=(5, 6))
+    a, b = operands(p, direction, torch.float32, sliced=False)
+    run = getattr(cuda_sim, direction)
+    assert torch.equal(run(p, a, b, tf32=True).out, run(p, a, b).out)
 
 
 def random_problem(numbers: random.Random) -> ConvProblem:
@@ -143,40 +195,54 @@ def test_random_problems(direction: Direction, draw: int) -> None:
     options = Options(order="random", seed=numbers.randrange(2**32))
     dtype = numbers.choice([dtype for dtype in DTYPES if is_served(p, dtype)])
     a, b = operands(p, direction, dtype, sliced=numbers.random() < 0.5)
-    result = getattr(cuda_sim, direction)(p, a, b, gpu=gpu, options=options)
-    check(result.out, truth(p, direction, a, b))
+    tf32 = dtype == torch.float32 and direction != "wgrad" and is_for_tf32(p)
+    arguments = {"tf32": True} if tf32 else {}
+    result = getattr(cuda_sim, direction)(p, a, b, gpu=gpu, options=options, **arguments)
+    sums = truth(p, direction, a.abs(), b.abs()) if tf32 else None
+    check(result.out, truth(p, direction, a, b), sums)
 
 
 EPILOGUES = [(bias, residual, relu) for bias in (0, 1) for residual in (0, 1) for relu in (0, 1)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tf32"), [*((dtype, False) for dtype in DTYPES), (torch.float32, True)], ids=str
+)
 @pytest.mark.parametrize(("bias", "residual", "relu"), EPILOGUES)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("width", [1, 4, 8, 16, 32, 40])
-def test_epilogue(width, stride, bias, residual, relu, dtype) -> None:
+def test_epilogue(width, stride, bias, residual, relu, dtype, tf32) -> None:
     p = problem(width, groups=max(2, 72 // width), size=(9, 11), stride=(stride,) * 2)
     a, w = images(p.input_shape, dtype, sliced=True), weights(p, dtype)
     b = torch.randn(p.out_channels, dtype=dtype) if bias else None
     r = images(p.output_shape, dtype, sliced=True) if residual else None
     result = cuda_sim.fprop(
-        p, a, w, b, r, bool(relu), out=images(p.output_shape, dtype, sliced=True), gpu=GPUS[0]
-    )
+        p, a, w, b, r, bool(relu), out=images(p.output_shape, dtype, sliced=True), tf32=tf32,
+        gpu=GPUS[0],
+    )  # fmt: skip
     expected = reference.fprop(p, a, w, b)
     expected = expected + r.double() if r is not None else expected
-    check(result.out, expected.relu() if relu else expected)
+    expected = expected.relu() if relu else expected
+    in_tf32 = tf32 and is_for_tf32(p)
+    check(result.out, expected, truth(p, "fprop", a.abs(), w.abs()) if in_tf32 else None)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("direction", "dtype", "arguments"),
+    [
+        *((d, dtype, {}) for d in DIRECTIONS for dtype in (torch.bfloat16, torch.float32)),
+        *((d, torch.float32, {"tf32": True}) for d in ("fprop", "dgrad")),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("width", [8, 40])
 @pytest.mark.parametrize("stride", [1, 2])
-@each_direction
 def test_same_bits_in_every_order(
-    direction: Direction, stride: int, width: int, dtype: torch.dtype
+    direction: Direction, stride: int, width: int, dtype: torch.dtype, arguments: dict
 ) -> None:
     p = problem(width, groups=80 // width, size=(12, 15), stride=(stride, stride))
     a, b = operands(p, direction, dtype, sliced=False)
-    simulate = getattr(cuda_sim, direction)
+    simulate = functools.partial(getattr(cuda_sim, direction), **arguments)
     first, *others = [simulate(p, a, b, gpu=GPUS[0], options=options).out for options in OPTIONS]
     assert all(torch.equal(first, other) for other in others)
 
@@ -194,8 +260,9 @@ def far_apart(images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("width", "dtype"),
-    [(4, torch.float16), (16, torch.bfloat16), (40, torch.float16), (8, torch.float32)],
-)
+    [(4, torch.float16), (16, torch.bfloat16), (40, torch.float16), (8, torch.float32),
+     (16, torch.float32)],
+)  # fmt: skip
 @pytest.mark.parametrize("stride", [1, 2])
 @each_direction
 def test_more_than_2_31_elements(direction: Direction, stride: int, width: int, dtype) -> None:
@@ -203,11 +270,12 @@ def test_more_than_2_31_elements(direction: Direction, stride: int, width: int, 
     a, b = operands(p, direction, dtype, sliced=False)
     expected = truth(p, direction, a, b)
     if direction == "wgrad":
-        result = cuda_sim.wgrad(p, far_apart(a), far_apart(b))
-    else:
-        out = far_apart(torch.zeros(expected.shape, dtype=a.dtype))
-        result = getattr(cuda_sim, direction)(p, far_apart(a), b, out=out)
-    check(result.out, expected)
+        check(cuda_sim.wgrad(p, far_apart(a), far_apart(b)).out, expected)
+        return
+    out = far_apart(torch.zeros(expected.shape, dtype=a.dtype))
+    tf32 = dtype == torch.float32 and is_for_tf32(p)
+    result = getattr(cuda_sim, direction)(p, far_apart(a), b, out=out, tf32=tf32)
+    check(result.out, expected, truth(p, direction, a.abs(), b.abs()) if tf32 else None)
 
 
 def test_not_supported_reason() -> None:

@@ -112,6 +112,26 @@ def test_matmul(run: Run, format: str, k: int, options: Options) -> None:
     assert counted["barriers"] == 3
 
 
+def tf32(x: Tensor, round: bool) -> Tensor:
+    """float64 of 11 significant bits: rounded, halves away from zero, or the others dropped."""
+    fraction, exponent = torch.frexp(x.double())
+    whole = (fraction.abs() * 2**11 + 0.5 * round).floor()
+    return torch.ldexp(whole.copysign(fraction), exponent - 11)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_matmul_in_tf32(run: Run, options: Options) -> None:
+    """Matrix instructions drop bits; what was rounded before has none to drop."""
+    a, b = torch.randn(16, 8), torch.randn(8, 8)
+    b[0, 1:4] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    out = run("matmul tf32", a, torch.zeros(16, 8), 0, b=b, blocks=1, options=options)
+    truth = tf32(a, round=False) @ tf32(b[:, 4:], round=True)
+    assert (out[:, 4:] - truth).norm() < 1e-6 * truth.norm()
+    assert (truth - a.double() @ b[:, 4:].double()).norm() > 1e-5 * truth.norm()
+    assert out[:, 1].isnan().all() and out[:, 2:4].isinf().all()
+    assert run.launches[0]["mma_tf32"] == 1
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_exchange_between_lanes(run: Run, options: Options) -> None:
     a, out = exchange(run, "exchange", options=options)

@@ -13,23 +13,19 @@ import torch
 from cuda_sim import Gpu, Options
 from problems import operand_shapes, randn
 
-from resnext_kernels.bench.suites import SUITES
+from resnext_kernels.bench.suites import SUITES, Layer
 
 QUARTER = Gpu(33, 227 << 10, 228 << 10)
 SECTOR = 32
-ELEMENT = 2
 MOST_READ, MOST_WRITTEN = 1.25, 1.02
 
 
-def launches(layer, direction, batch):
-    problem = layer.problem(batch, torch.bfloat16)
-    operands = [
-        randn(s, torch.bfloat16, "channels_last") for s in operand_shapes(problem, direction)
-    ]
+def launches(layer, direction, batch, dtype=torch.bfloat16, **arguments):
+    problem = layer.problem(batch, dtype)
+    operands = [randn(s, dtype, "channels_last") for s in operand_shapes(problem, direction)]
     run = getattr(cuda_sim, direction)
-    result = run(problem, *operands, gpu=QUARTER, options=Options(races=False))
-    read = ELEMENT * sum(operand.numel() for operand in operands)
-    return result.launches, read, ELEMENT * result.out.numel()
+    result = run(problem, *operands, gpu=QUARTER, options=Options(races=False), **arguments)
+    return result.launches, sum(operand.nbytes for operand in operands), result.out.nbytes
 
 
 def conflicts_in_main_loop(launch):
@@ -44,6 +40,21 @@ def test_each_image_is_moved_about_once(layer, direction):
     assert SECTOR * launch["sectors_written"] <= MOST_WRITTEN * written
     assert conflicts_in_main_loop(launch) == 0
     assert launch["mma_k16"] + launch["mma_k8"] > 0
+
+
+# Groups of 16, 32 and 40 channels: weights in registers, and in shared memory.
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+@pytest.mark.parametrize("layer", [*SUITES["resnext50"][4:7:2], Layer(160, 28, 1, 4, 1)], ids=str)
+def test_each_image_is_moved_about_once_in_tf32(layer, direction):
+    (launch,), read, written = launches(layer, direction, 16, torch.float32, tf32=True)
+    assert SECTOR * launch["sectors_read"] <= MOST_READ * read
+    assert SECTOR * launch["sectors_written"] <= MOST_WRITTEN * written
+    assert conflicts_in_main_loop(launch) == 0
+    # Wide dgrad reads weights without ldmatrix; those of the rounding, once a block, are few.
+    places = [place for place in launch.places if place.file == "wide.cuh"]
+    words = sum(place.conflicts for place in places if place.kind == "ld_shared")
+    assert words <= 0.02 * sum(place.wavefronts for place in places)
+    assert launch["mma_tf32"] > 0
 
 
 # At the batch of 256 images for a whole GPU: the partial sums do not grow with it.

@@ -80,6 +80,19 @@ def test_resnext_layers(layer, dtype, direction):
     check(case, direction, *operands(case, direction, dtype))
 
 
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [8, 16, 24, 32, 64])
+def test_tf32_follows_torch(width, stride, direction, monkeypatch):
+    case = problem(width, groups=3, size=(21, 18), stride=(stride, stride))
+    tensors = operands(case, direction, torch.float32)
+    expected = truth(case, direction, *tensors)
+    check(case, direction, *tensors)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    error = relative_error(run(case, direction, *tensors), expected)
+    assert error < TOLERANCES[torch.float32] if width == 8 else 1e-5 < error < 1e-3
+
+
 @st.composite
 def served(draw) -> ConvProblem:
     width = draw(st.sampled_from([1, 2, 4, 8, 16, 24, 32, 40, 64, 112]))
@@ -263,7 +276,7 @@ def test_the_private_operators_check_what_the_kernels_rely_on(changed, expected)
     arguments = {
         "input": last(1, 16, 5, 5), "weight": last(16, 8, 3, 3), "bias": None, "residual": None,
         "output": last(1, 16, 5, 5), "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1],
-        "groups": 2, "relu": False,
+        "groups": 2, "relu": False, "allow_tf32": False,
     }  # fmt: skip
     OPS.fprop(**arguments)
     changed = {name: value() if callable(value) else value for name, value in changed.items()}

@@ -93,9 +93,7 @@ direct_kernel(const DirectConv conv) {
     if (!ahead.at_end(conv)) load_rows(conv, ring, list, ahead, first_from * 4, present, false);
     ahead.next(conv, lanes);
     cp_async_commit();
-    const Placement placement(conv, now);
-    const ChunkPixels residual(conv.residual, conv.residual_strides, placement);
-    const ChunkPixels destination(conv.destination, conv.destination_strides, placement);
+    const Epilogue<F32> epilogue(conv, now);
     constexpr int kWarpAnchors = kDirectRows * kDirectAnchors;
     for (int first = warp * kWarpAnchors; first < tiles.anchors;
          first += kDirectThreads / 32 * kWarpAnchors) {
@@ -144,17 +142,8 @@ direct_kernel(const DirectConv conv) {
           const int at = first + k * kDirectRows + lane / kDirectQuads;
           const bool exists = at < tiles.anchors && used;
           const Anchor anchor(ld_shared_4(table + 4 * (exists ? at : 0)));
-          const Place place =
-              placement.find(anchor, Taps::phases, phase / Taps::phases, phase % Taps::phases);
-          if (!exists || !place.inside) continue;
-          Vec16 v = {};
-          if (conv.residual) v = ld_global_16(residual.at(place) + channel * 4);
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const float sum = sums[k][j] + bias[j] + bits_float(v.x[j]);
-            v.x[j] = float_bits(conv.relu && sum < 0 ? 0 : sum);  // a NaN stays
-          }
-          st_global_16(destination.at(place) + channel * 4, v);
+          epilogue.store_quad(sums[k], bias, anchor, exists, channel, Taps::phases,
+                              phase / Taps::phases, phase % Taps::phases);
         }
       }
     }

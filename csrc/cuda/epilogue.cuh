@@ -18,10 +18,6 @@ RNK_DEVICE void transpose_quad(uint32_t (&r)[4]) {
   r[3] = high ? q1 : d;
 }
 
-// Which of 16 anchors and which of 16 channels, the first of eight, this lane stores.
-RNK_DEVICE int epilogue_pixel() { return threadIdx.x % 32 / 4 + threadIdx.x % 2 * 8; }
-RNK_DEVICE int epilogue_channel() { return threadIdx.x % 4 / 2 * 8; }
-
 // A destination pixel, counted from the one of the chunk's first anchor.
 struct Place {
   int image, row, column;
@@ -84,19 +80,50 @@ class ChunkPixels {
   uint32_t n_, h_, w_;
 };
 
-// The bias of `channel` and the next, zeros where there is none.
+// The bias of those of 16 channels, from `first` on, that the instructions leave this lane: zeros
+// where there is none.
 template <class Format>
-RNK_DEVICE void load_bias(const TapConv& conv, int channel, float& lo, float& hi) {
-  const bool exists = conv.bias && channel < conv.destination_channels;
-  unpack(Format{}, exists ? ld_global_4(conv.bias + channel * 2) : 0, lo, hi);
+RNK_DEVICE void load_bias(const TapConv& conv, int first, float (&bias)[4]) {
+  const auto exists = [&](int channel) { return conv.bias && channel < conv.destination_channels; };
+  if constexpr (Format::bytes == 4) {
+    const int channel = first + threadIdx.x % 4 * 4;
+    const Vec16 v = exists(channel) ? ld_global_16(conv.bias + channel * 4) : Vec16{};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) bias[j] = bits_float(v.x[j]);
+  } else {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int channel = first + k * 8 + threadIdx.x % 4 * 2;
+      const uint32_t pair = exists(channel) ? ld_global_4(conv.bias + channel * 2) : 0;
+      unpack(Format{}, pair, bias[2 * k], bias[2 * k + 1]);
+    }
+  }
+}
+
+// Which of 16 channels is column `column` of tile `tile` of two matrix instructions: in TF32 even
+// ones are in the first, odd ones in the second, so that a lane's sums of a pixel are neighbours.
+template <class Format>
+RNK_DEVICE int tile_channel(int tile, int column) {
+  return Format::bytes == 4 ? column * 2 + tile : tile * 8 + column;
 }
 
 // Finishes 16 anchors x 16 channels, the sums of two matrix instructions: adds bias and residual,
-// applies ReLU, rounds and stores. The instructions leave a lane two channels of two pixels, twice;
-// transposing among four lanes makes that eight channels of one pixel, one 16-byte store.
+// applies ReLU, rounds and stores. The instructions leave a lane two channels of two pixels, twice.
+// In TF32 those are four neighbours of each pixel, two 16-byte stores; else transposing among four
+// lanes makes that eight channels of one pixel, one store.
 template <class Format>
 class Epilogue {
  public:
+  static constexpr int kPixels = Format::bytes == 4 ? 2 : 1;  // that a lane stores
+
+  // Which of 16 anchors is the k-th that this lane stores, and the first of its channels of 16.
+  RNK_DEVICE static int pixel(int k) {
+    return threadIdx.x % 32 / 4 + (kPixels == 2 ? k : threadIdx.x % 2) * 8;
+  }
+  RNK_DEVICE static int channel() {
+    return kPixels == 2 ? threadIdx.x % 4 * 4 : threadIdx.x % 4 / 2 * 8;
+  }
+
   template <class Taps>
   RNK_DEVICE Epilogue(const TapConv& conv, const Walk<Taps>& walk)
       : conv_(conv),
@@ -104,10 +131,37 @@ class Epilogue {
         residual_(conv.residual, conv.residual_strides, placement_),
         destination_(conv.destination, conv.destination_strides, placement_) {}
 
-  // `channel`: the first of this lane's eight; `bias`: of channels 2t, 2t+1 of both instructions.
-  RNK_DEVICE void store(const float (&lo)[4], const float (&hi)[4], const float (&bias)[4],
+  // Stores the k-th pixel. `channel`: the first of this lane's; `bias`: see load_bias.
+  RNK_DEVICE void store(int k, const float (&lo)[4], const float (&hi)[4], const float (&bias)[4],
                         const Anchor& anchor, bool exists, int channel, int phases, int phase_h,
                         int phase_w) const {
+    if constexpr (Format::bytes == 4) {
+      const float sums[4] = {lo[2 * k], hi[2 * k], lo[2 * k + 1], hi[2 * k + 1]};
+      store_quad(sums, bias, anchor, exists, channel, phases, phase_h, phase_w);
+    } else {
+      store_eight(lo, hi, bias, anchor, exists, channel, phases, phase_h, phase_w);
+    }
+  }
+
+  // Finishes four float32 channels of an anchor.
+  RNK_DEVICE void store_quad(const float (&sums)[4], const float (&bias)[4], const Anchor& anchor,
+                             bool exists, int channel, int phases, int phase_h, int phase_w) const {
+    const Place place = placement_.find(anchor, phases, phase_h, phase_w);
+    if (!exists || !place.inside || channel >= conv_.destination_channels) return;
+    Vec16 v = {};
+    if (conv_.residual) v = ld_global_16(residual_.at(place) + channel * 4);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float sum = sums[j] + bias[j] + bits_float(v.x[j]);
+      v.x[j] = float_bits(conv_.relu && sum < 0 ? 0 : sum);  // a NaN stays
+    }
+    st_global_16(destination_.at(place) + channel * 4, v);
+  }
+
+ private:
+  RNK_DEVICE void store_eight(const float (&lo)[4], const float (&hi)[4], const float (&bias)[4],
+                              const Anchor& anchor, bool exists, int channel, int phases,
+                              int phase_h, int phase_w) const {
     const Place place = placement_.find(anchor, phases, phase_h, phase_w);
     const bool inside = exists && place.inside && channel < conv_.destination_channels;
     float sums[8] = {lo[0] + bias[0], lo[1] + bias[1], lo[2] + bias[0], lo[3] + bias[1],
@@ -133,7 +187,6 @@ class Epilogue {
     if (inside) st_global_16(destination_.at(place) + channel * 2, v);
   }
 
- private:
   const TapConv& conv_;
   Placement placement_;
   ChunkPixels<const unsigned char> residual_;

@@ -10,7 +10,9 @@
 
 namespace rnk::cuda {
 
-enum class Element { bf16, fp16, f32 };
+// tf32: float32 tensors, of which fprop and dgrad may multiply in TF32.
+enum class Element { bf16, fp16, f32, tf32 };
+inline int element_bytes(Element element) { return element < Element::f32 ? 2 : 4; }
 
 // What a launch needs to know of the GPU it runs on.
 struct Gpu {

@@ -12,40 +12,42 @@
 
 namespace rnk::cuda {
 
-// The shape of a kernel. `pack`: channels an instruction sums over, 8 or 16; `steps` of them make a
-// group, but groups of up to 8 channels, which lie side by side in the 8. A warp has `tiles` * 8
-// destination channels of the block's `channels`; `blocks` fit a multiprocessor.
-template <int pack_, int steps_, int tiles_, int channels_, int threads_, int blocks_>
+// The shape of a kernel. `width`: channels of a group, or 8, in which groups of up to 8 channels
+// lie side by side. An instruction sums over 32 bytes of them, or 16 where there are no more;
+// `steps` make a group. A warp has `tiles` * 8 destination channels of the block's `channels`;
+// `blocks` fit a multiprocessor.
+template <class Format, int width_, int tiles_, int channels_, int threads_, int blocks_>
 struct Narrow {
-  static constexpr int pack = pack_, steps = steps_, tiles = tiles_;
+  static constexpr int bytes = Format::bytes, width = width_, tiles = tiles_;
   static constexpr int channels = channels_, threads = threads_, blocks = blocks_;
+  static constexpr bool merged = width * bytes == kVectorBytes;
+  static constexpr int steps = merged ? 1 : width * bytes / 32;
   static constexpr int warp_channels = tiles * 8;
   static constexpr int across = channels / warp_channels;  // warps with channels of their own
   static constexpr int along = threads / 32 / across;      // warps that share the pixels
-  static constexpr int width = pack == 8 ? 8 : pack * steps;
-  static constexpr int vectors = channels * 2 / kVectorBytes;
+  static constexpr int vectors = channels * bytes / kVectorBytes;
   static constexpr int pixel_bytes = (vectors | 1) * kVectorBytes;
   // Weights of an output channel on their way to the registers: an odd number of vectors.
-  static constexpr int weight_vectors = kTaps * width / 8;
+  static constexpr int weight_vectors = kTaps * width * bytes / kVectorBytes;
   static constexpr int weight_pitch = (weight_vectors | 1) * kVectorBytes;
   static constexpr int weight_bytes = channels * weight_pitch;
-  static_assert(tiles % 2 == 0 && along > 0 && (pack == 16 || tiles == 2));
+  static_assert(tiles % 2 == 0 && along > 0 && (!merged || tiles == 2));
 };
 
 // The weights that one warp multiplies by, as operands of its matrix instructions.
-template <class Shape>
+template <class Format, class Shape>
 struct NarrowWeights {
-  static constexpr int kHalves = Shape::pack / 8;
+  static constexpr int kHalves = Shape::merged ? 1 : 2;
   uint32_t b[kTaps][Shape::steps][Shape::tiles][kHalves];
 
   // Starts copying the weights of the block's channels, from `first` on, to `shared`: rows of
   // weight_pitch bytes, or, where the width is not a constant, as they lie.
   RNK_DEVICE static void copy(const TapConv& conv, int first, uint32_t shared) {
     const int channels = min(Shape::channels, conv.source_channels - first);
-    const int row_bytes = kTaps * conv.source_width * 2;
+    const int row_bytes = kTaps * conv.source_width * Shape::bytes;
     const unsigned char* weights = conv.weight + static_cast<int64_t>(first) * row_bytes;
     for (int v = threadIdx.x; v < channels * row_bytes / kVectorBytes; v += blockDim.x) {
-      const int row = Shape::pack == 8 ? 0 : v / Shape::weight_vectors;
+      const int row = Shape::merged ? 0 : v / Shape::weight_vectors;
       const int pad = row * (Shape::weight_pitch - Shape::weight_vectors * kVectorBytes);
       cp_async_16(shared + v * kVectorBytes + pad, weights + v * kVectorBytes, true);
     }
@@ -62,7 +64,13 @@ struct NarrowWeights {
       for (int step = 0; step < Shape::steps; ++step) {
 #pragma unroll
         for (int tile = 0; tile < Shape::tiles; tile += 2) {
-          if constexpr (Shape::pack == 8) {
+          if constexpr (Shape::bytes == 4) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+              b[tap][step][tile + k / 2][k % 2] =
+                  rounded(conv, shared, across + tile * 8, k / 2, step * 8 + k % 2 * 4, weight_tap);
+            }
+          } else if constexpr (Shape::merged) {
             b[tap][step][tile][0] = merged(conv, shared, across + tile * 8, weight_tap);
             b[tap][step][tile + 1][0] = merged(conv, shared, across + tile * 8 + 8, weight_tap);
           } else {
@@ -88,7 +96,19 @@ struct NarrowWeights {
 
  private:
   RNK_DEVICE static uint32_t at(uint32_t shared, int row, int tap, int column) {
-    return shared + row * Shape::weight_pitch + (tap * Shape::width + column) * 2;
+    return shared + row * Shape::weight_pitch + (tap * Shape::width + column) * Shape::bytes;
+  }
+
+  // The weight of a tap in TF32 that this lane multiplies by: for its column of tile `tile` of the
+  // 16 channels from `first` on, from its row of the four source channels of a group from `from`
+  // on.
+  RNK_DEVICE static uint32_t rounded(const TapConv& conv, uint32_t shared, int first, int tile,
+                                     int from, int tap) {
+    const int lane = threadIdx.x % 32;
+    const int to = first + tile_channel<Format>(tile, lane / 4);
+    const int source = from + lane % 4;
+    const int row = conv.turned ? to / Shape::width * Shape::width + source : to;
+    return to_tf32(ld_shared_4(at(shared, row, tap, conv.turned ? to % Shape::width : source)));
   }
 
   // The weights of a tap among 8 channels of the block, those of the block diagonal. Where the
@@ -119,14 +139,15 @@ narrow_kernel(const TapConv conv) {
   const Ring<Taps> ring{shared_base() + Shape::weight_bytes, Shape::pixel_bytes};
   const uint32_t table = ring.base + tiles.ring_bytes;
   const RowVectors list(tiles.columns, Shape::vectors);
-  const int present = (conv.source_channels - channel_block) / 8;
-  NarrowWeights<Shape>::copy(conv, channel_block, shared_base());
+  const int present = (conv.source_channels - channel_block) * Format::bytes / kVectorBytes;
+  const int offset = channel_block * Format::bytes;
+  NarrowWeights<Format, Shape>::copy(conv, channel_block, shared_base());
   cp_async_commit();
   Walk<Taps> ahead(conv, blockIdx.x / conv.channel_blocks), now = ahead;
 #pragma unroll
   for (int k = 0; k < kLookahead; ++k) {
     if (!ahead.at_end(conv)) {
-      load_rows(conv, ring, list, ahead, channel_block * 2, present, false);
+      load_rows(conv, ring, list, ahead, offset, present, false);
     }
     ahead.next(conv, lanes);
     cp_async_commit();
@@ -134,22 +155,22 @@ narrow_kernel(const TapConv conv) {
   write_anchors(tiles, table);
   cp_async_wait<kLookahead>();
   sync_threads();
-  NarrowWeights<Shape> weights;
+  NarrowWeights<Format, Shape> weights;
   weights.load(conv, across, shared_base(), conv.turned && Taps::phases == 1);
   float bias[Shape::tiles / 2][4];
 #pragma unroll
-  for (int k = 0; k < Shape::tiles; ++k) {
-    float* pair = bias[k / 2] + k % 2 * 2;
-    load_bias<Format>(conv, channel_block + across + k * 8 + lane % 4 * 2, pair[0], pair[1]);
+  for (int k = 0; k < Shape::tiles / 2; ++k) {
+    load_bias<Format>(conv, channel_block + across + k * 16, bias[k]);
   }
   // This lane's row of a 16 x 16 operand: pixel lane % 16, vector lane / 16.
-  const int operand = across / Shape::width * Shape::width * 2 + lane / 16 * kVectorBytes;
+  const int operand =
+      across / Shape::width * Shape::width * Format::bytes + lane / 16 * kVectorBytes;
 
   for (; !now.at_end(conv); now.next(conv, lanes)) {
     cp_async_wait<kLookahead - 1>();
     sync_threads();
     if (!ahead.at_end(conv)) {
-      load_rows(conv, ring, list, ahead, channel_block * 2, present, false);
+      load_rows(conv, ring, list, ahead, offset, present, false);
     }
     ahead.next(conv, lanes);
     cp_async_commit();
@@ -174,28 +195,31 @@ narrow_kernel(const TapConv conv) {
 #pragma unroll
               for (int tile = 0; tile < Shape::tiles; ++tile) {
                 const auto& b = weights.b[tap][step][tile];
-                if constexpr (Shape::pack == 8) {
+                if constexpr (Shape::merged) {
                   mma_k8(Format{}, sum[tile], a[2 * tile], a[2 * tile + 1], b[0]);
                 } else {
-                  mma_k16(Format{}, sum[tile], a, b[0], b[1]);
+                  mma_32_bytes<Format>(sum[tile], a, b[0], b[1]);
                 }
               }
             }
           }
         }
       }
-      const int pixel = first + epilogue_pixel();
-      const bool exists = pixel < tiles.anchors;
-      const Anchor target(ld_shared_4(table + 4 * (exists ? pixel : 0)));
-      const int channel = channel_block + across + epilogue_channel();
+      const int channel = channel_block + across + epilogue.channel();
 #pragma unroll
-      for (int h = 0; h < Taps::phases; ++h) {
+      for (int k = 0; k < epilogue.kPixels; ++k) {
+        const int pixel = first + epilogue.pixel(k);
+        const bool exists = pixel < tiles.anchors;
+        const Anchor target(ld_shared_4(table + 4 * (exists ? pixel : 0)));
 #pragma unroll
-        for (int w = 0; w < Taps::phases; ++w) {
+        for (int h = 0; h < Taps::phases; ++h) {
 #pragma unroll
-          for (int tile = 0; tile < Shape::tiles; tile += 2) {
-            epilogue.store(sums[h][w][tile], sums[h][w][tile + 1], bias[tile / 2], target, exists,
-                           channel + tile * 8, Taps::phases, h, w);
+          for (int w = 0; w < Taps::phases; ++w) {
+#pragma unroll
+            for (int tile = 0; tile < Shape::tiles; tile += 2) {
+              epilogue.store(k, sums[h][w][tile], sums[h][w][tile + 1], bias[tile / 2], target,
+                             exists, channel + tile * 8, Taps::phases, h, w);
+            }
           }
         }
       }

@@ -98,8 +98,8 @@ struct Kind {
         "dtype: expected float16, bfloat16 or float32");
   }
   int64_t element_bytes() const { return dtype == ScalarType::Float ? 4 : 2; }
-  cuda::Element element() const {
-    if (dtype == ScalarType::Float) return cuda::Element::f32;
+  cuda::Element element(bool allow_tf32 = false) const {
+    if (dtype == ScalarType::Float) return allow_tf32 ? cuda::Element::tf32 : cuda::Element::f32;
     return dtype == ScalarType::Half ? cuda::Element::fp16 : cuda::Element::bf16;
   }
 };
@@ -199,7 +199,7 @@ void check_launched(const char* error) { RNK_CHECK(error == nullptr, error); }
 
 void fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
            const std::optional<Tensor>& residual, const Tensor& output, const Ints& stride,
-           const Ints& padding, const Ints& dilation, int64_t groups, bool relu) {
+           const Ints& padding, const Ints& dilation, int64_t groups, bool relu, bool allow_tf32) {
   const Kind kind(input);
   const ConvProblem p =
       conv_problem(shape_of(input), shape_of(weight), stride, padding, dilation, groups);
@@ -213,13 +213,14 @@ void fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor
     RNK_CHECK(bias->is_contiguous(), "bias: stride ", bias->stride(0), ", expected 1");
   }
   const DeviceGuard guard(kind.device);
-  check_launched(cuda::fprop(p, kind.element(), from, weight.const_data_ptr(),
+  check_launched(cuda::fprop(p, kind.element(allow_tf32), from, weight.const_data_ptr(),
                              bias ? bias->const_data_ptr() : nullptr, added, relu, to,
                              gpu_of(kind.device), stream_of(kind.device)));
 }
 
 void dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& grad_input,
-           const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+           const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+           bool allow_tf32) {
   const Kind kind(grad_output);
   const ConvProblem p =
       conv_problem(shape_of(grad_input), shape_of(weight), stride, padding, dilation, groups);
@@ -227,7 +228,7 @@ void dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& grad_i
   const cuda::MutableImages to = mutable_images("grad_input", grad_input, kind, input_shape(p));
   check_weight("weight", weight, kind, shape_of(weight));
   const DeviceGuard guard(kind.device);
-  check_launched(cuda::dgrad(p, kind.element(), from, weight.const_data_ptr(), to,
+  check_launched(cuda::dgrad(p, kind.element(allow_tf32), from, weight.const_data_ptr(), to,
                              gpu_of(kind.device), stream_of(kind.device)));
 }
 
@@ -270,10 +271,10 @@ std::string archs() { return RNK_CUDA_ARCHS; }
 STABLE_TORCH_LIBRARY(resnext_kernels_cuda, m) {
   m.def(
       "fprop(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) output, "
-      "int[] stride, int[] padding, int[] dilation, int groups, bool relu) -> ()");
+      "int[] stride, int[] padding, int[] dilation, int groups, bool relu, bool allow_tf32) -> ()");
   m.def(
       "dgrad(Tensor grad_output, Tensor weight, Tensor(a!) grad_input, int[] stride, "
-      "int[] padding, int[] dilation, int groups) -> ()");
+      "int[] padding, int[] dilation, int groups, bool allow_tf32) -> ()");
   m.def(
       "wgrad(Tensor grad_output, Tensor input, Tensor(a!) grad_weight, int[] stride, "
       "int[] padding, int[] dilation, int groups) -> ()");

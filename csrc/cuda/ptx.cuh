@@ -8,10 +8,20 @@
 
 namespace rnk::cuda {
 
-// Names the arithmetic of a kernel: the format of its operands. Sums are float32.
-struct Bf16 {};
-struct Fp16 {};
-struct F32 {};
+// Names the arithmetic of a kernel: the format of its operands, of so many bytes in memory. Sums
+// are float32. TF32 is float32 without the low 13 bits of its fraction.
+struct Bf16 {
+  static constexpr int bytes = 2;
+};
+struct Fp16 {
+  static constexpr int bytes = 2;
+};
+struct F32 {
+  static constexpr int bytes = 4;
+};
+struct Tf32 {
+  static constexpr int bytes = 4;
+};
 
 struct alignas(16) Vec16 {
   uint32_t x[4];
@@ -26,6 +36,7 @@ struct alignas(16) Vec16 {
 #include <cuda_fp16.h>
 
 #define RNK_DEVICE __device__ __forceinline__
+#define RNK_HOST_DEVICE __host__ __device__ __forceinline__
 #define RNK_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 
 namespace rnk::cuda {
@@ -83,6 +94,9 @@ RNK_DEVICE uint32_t ld_shared_4(uint32_t shared) {
   uint32_t v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(shared) : "memory");
   return v;
+}
+RNK_DEVICE void ld_shared_8(uint32_t shared, uint32_t& lo, uint32_t& hi) {
+  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(lo), "=r"(hi) : "r"(shared) : "memory");
 }
 RNK_DEVICE Vec16 ld_shared_16(uint32_t shared) {
   Vec16 v;
@@ -159,6 +173,22 @@ RNK_MMA(Bf16, "bf16")
 RNK_MMA(Fp16, "f16")
 #undef RNK_MMA
 
+// The same for k = 8 in TF32, a column of A and a row of B for each register: a: rows g (even
+// index) and g + 8 (odd), column t (plus 4 from index 2 on); b: row t (plus 4 for b1) of column g.
+// So the operands of 32 bytes lie as those of mma_k16. The low 13 bits are dropped: what is to be
+// rounded, `to_tf32` rounds, halves away from zero.
+RNK_DEVICE void mma_tf32(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+RNK_DEVICE uint32_t to_tf32(uint32_t float_bits) {
+  uint32_t r;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(__uint_as_float(float_bits)));
+  return r;
+}
+
 RNK_DEVICE uint32_t float_bits(float v) { return __float_as_uint(v); }
 RNK_DEVICE float bits_float(uint32_t v) { return __uint_as_float(v); }
 
@@ -202,3 +232,17 @@ RNK_DEVICE uint32_t relu(Fp16, uint32_t v) {
 
 }  // namespace rnk::cuda
 #endif
+
+namespace rnk::cuda {
+
+// d += a * b over 32 bytes of channels: 16 of 2 bytes, 8 of 4.
+template <class Format>
+RNK_DEVICE void mma_32_bytes(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (Format::bytes == 4) {
+    mma_tf32(d, a, b0, b1);
+  } else {
+    mma_k16(Format{}, d, a, b0, b1);
+  }
+}
+
+}  // namespace rnk::cuda

@@ -15,7 +15,7 @@ const char* not_supported_reason(const ConvProblem& p, Element element) {
     return "groups of less than 8 channels but 1, 2 or 4, or no multiple of 8";
   }
   if (in > kMostWidth || out > kMostWidth) return "groups of more than 192 channels";
-  if (element == Element::f32 && (in > 64 || out > 64)) {
+  if (element_bytes(element) == 4 && (in > 64 || out > 64)) {
     return "groups of more than 64 channels in float32";
   }
   if (p.in_h > kMostSide || p.in_w > kMostSide) return "images of more than 32768 pixels a side";

@@ -36,8 +36,6 @@ struct TapConv : Gather {
   bool relu = false;
 };
 
-inline int element_bytes(Element element) { return element == Element::f32 ? 4 : 2; }
-
 // Strides of pixels in bytes.
 inline PixelStrides in_bytes(const PixelStrides& s, Element element) {
   const int bytes = element_bytes(element);

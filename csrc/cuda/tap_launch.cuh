@@ -20,8 +20,8 @@ const char* launch_narrow(TapConv conv, int tile_clocks, const Gpu& gpu, Stream 
   budget.fixed_bytes = Shape::weight_bytes + kMostAnchors * 4;
   budget.warps_along = Shape::along;
   budget.tile_clocks = tile_clocks;
-  budget.stored_bytes = Shape::channels * 2 * Taps::phases * Taps::phases;
-  budget.block_bytes = Shape::channels * kTaps * conv.source_width * 2;
+  budget.stored_bytes = Shape::channels * Shape::bytes * Taps::phases * Taps::phases;
+  budget.block_bytes = Shape::channels * kTaps * conv.source_width * Shape::bytes;
   const Plan plan = plan_of(shape, budget, gpu);
   if (!plan.blocks) return kNoRoom;
   conv.tiles = plan.tiles;
@@ -35,12 +35,12 @@ struct WideChoice {
   Plan plan;
 };
 
-// Whether a block has 64, 48, 32 or 16 destination channels.
+// Whether a block has 64, 48, 32 or 16 destination channels of `bytes` each.
 template <class Taps>
-WideChoice choose_wide(const TapConv& conv, const Gpu& gpu) {
+WideChoice choose_wide(const TapConv& conv, int bytes, const Gpu& gpu) {
   WideChoice best;
   for (const int tiles : {8, 6, 4, 2}) {
-    const int vectors = conv.source_width / 8;
+    const int vectors = conv.source_width * bytes / kVectorBytes;
     const TileShape shape{
         Taps::step, Taps::window,  conv.anchor_h, conv.anchor_w, (vectors | 1) * kVectorBytes,
         0,          kWideLookahead};
@@ -50,13 +50,14 @@ WideChoice choose_wide(const TapConv& conv, const Gpu& gpu) {
         conv.source_channels / conv.source_width * ceil_div(conv.destination_width, tiles * 8);
     budget.most_blocks = 1;
     const int rows = conv.turned ? conv.source_width : tiles * 8;
-    budget.block_bytes = kTaps * rows * ((conv.turned ? tiles : vectors) | 1) * kVectorBytes;
+    const int row_vectors = conv.turned ? tiles * 8 * bytes / kVectorBytes : vectors;
+    budget.block_bytes = kTaps * rows * wide_pitch(row_vectors, conv.turned, bytes);
     budget.fixed_bytes = budget.block_bytes + kMostAnchors * 4;
     budget.warp_anchors = kWideRows * kRowTile;
     // A multiprocessor starts about 0.6 of the largest matrix instructions a clock.
-    budget.tile_clocks = kTaps * ceil_div(conv.source_width, 16) * kWideRows * tiles * 5 / 3;
+    budget.tile_clocks = kTaps * ceil_div(vectors, 2) * kWideRows * tiles * 5 / 3;
     budget.stored_bytes =
-        std::min(tiles * 8, conv.destination_width) * 2 * Taps::phases * Taps::phases;
+        std::min(tiles * 8, conv.destination_width) * bytes * Taps::phases * Taps::phases;
     const Plan plan = plan_of(shape, budget, gpu);
     if (plan.blocks && (!best.tiles || plan.clocks < best.plan.clocks)) best = {tiles, plan};
   }
@@ -65,7 +66,7 @@ WideChoice choose_wide(const TapConv& conv, const Gpu& gpu) {
 
 template <class Format, class Taps, bool kTurned>
 const char* launch_wide(TapConv conv, const Gpu& gpu, Stream stream) {
-  const WideChoice choice = choose_wide<Taps>(conv, gpu);
+  const WideChoice choice = choose_wide<Taps>(conv, Format::bytes, gpu);
   if (!choice.tiles) return kNoRoom;
   const Plan& plan = choice.plan;
   conv.tiles = plan.tiles;
@@ -79,19 +80,25 @@ const char* launch_wide(TapConv conv, const Gpu& gpu, Stream stream) {
 }
 
 // The clocks of 16 anchors: the latencies of nine taps' chained sums, with two warps on each
-// scheduler to fill the gaps; for 32 channels what the block's 8 warps' instructions take.
+// scheduler to fill the gaps; in TF32 twice as many sums; for 32 channels what the block's 8 warps'
+// instructions take. Tiles: as many weights and sums as registers hold.
 template <class Format, class Taps>
 const char* launch_format(const TapConv& conv, const Gpu& gpu, Stream stream) {
-  const bool same = conv.source_width == conv.destination_width;
-  if (same && 8 % conv.source_width == 0) {
-    return launch_narrow<Format, Taps, Narrow<8, 1, 2, 64, 256, 2>>(conv, 300, gpu, stream);
+  const int width = conv.source_width == conv.destination_width ? conv.source_width : 0;
+  if constexpr (Format::bytes == 2) {
+    if (width && 8 % width == 0) {
+      return launch_narrow<Format, Taps, Narrow<Format, 8, 2, 64, 256, 2>>(conv, 300, gpu, stream);
+    }
+    if (width == 16) {
+      return launch_narrow<Format, Taps, Narrow<Format, 16, 2, 64, 256, 2>>(conv, 300, gpu, stream);
+    }
+  } else if (width == 16) {
+    return launch_narrow<Format, Taps, Narrow<Format, 16, 2, 32, 256, 1>>(conv, 600, gpu, stream);
   }
-  if (same && conv.source_width == 16) {
-    return launch_narrow<Format, Taps, Narrow<16, 1, 2, 64, 256, 2>>(conv, 300, gpu, stream);
-  }
-  if (same && conv.source_width == 32) {
-    constexpr int kTiles = Taps::phases == 1 ? 4 : 2;  // as many sums as registers hold
-    return launch_narrow<Format, Taps, Narrow<16, 2, kTiles, 32, 256, 1>>(conv, 960, gpu, stream);
+  if (width == 32) {
+    constexpr int kTiles = Taps::phases == 1 && Format::bytes == 2 ? 4 : 2;
+    using Shape = Narrow<Format, 32, kTiles, 32, 256, 1>;
+    return launch_narrow<Format, Taps, Shape>(conv, 960, gpu, stream);
   }
   if constexpr (Taps::step == 1) {  // never dgrad
     if (conv.turned) return launch_wide<Format, Taps, true>(conv, gpu, stream);
@@ -137,7 +144,10 @@ const char* launch_direct(const TapConv& taps, const Gpu& gpu, Stream stream) {
 
 template <class Taps>
 const char* launch_taps(const TapConv& conv, Element element, const Gpu& gpu, Stream stream) {
-  if (element == Element::f32) return launch_direct<Taps>(conv, gpu, stream);
+  // Up to 8 channels of a group exact sums are as fast as the memory.
+  const bool wide = std::max(conv.source_width, conv.destination_width) > 8;
+  if (element == Element::tf32 && wide) return launch_format<Tf32, Taps>(conv, gpu, stream);
+  if (element_bytes(element) == 4) return launch_direct<Taps>(conv, gpu, stream);
   if (element == Element::bf16) return launch_format<Bf16, Taps>(conv, gpu, stream);
   return launch_format<Fp16, Taps>(conv, gpu, stream);
 }

@@ -13,7 +13,7 @@ struct Kind {
 // Calls f with the format of the elements and the kind of sums for a problem.
 template <class F>
 auto with_sums(const ConvProblem& p, Element element, const F& f) {
-  if (element == Element::f32) return f(F32{}, Kind<DirectSums>{});
+  if (element_bytes(element) == 4) return f(F32{}, Kind<DirectSums>{});
   const auto with = [&](auto format) {
     if (is_merged(p)) return f(format, Kind<MergedSums>{});
     if (p.in_width() <= 16 && p.out_width() <= 16) return f(format, Kind<GroupSums<1, 2>>{});

@@ -15,11 +15,20 @@ constexpr int kWideThreads = 256;
 constexpr int kWideRows = 2;  // of 16 pixels that a warp takes at a time
 constexpr int kWideLookahead = 1;
 
-// The weights of a block in shared memory: for each tap rows of an odd number of vectors. A row is
-// one destination channel over all source channels; turned, one source channel over the block's
-// destination channels.
-template <int kTiles, bool kTurned>
+// From a row of `vectors` weights in shared memory to the next, so that operands lie in different
+// banks: 8 rows of a vector; turned in 4-byte elements, which ldmatrix cannot turn, 4 rows of 32
+// bytes.
+RNK_HOST_DEVICE int wide_pitch(int vectors, bool turned, int bytes) {
+  return (turned && bytes == 4 ? vectors + 2 : vectors | 1) * kVectorBytes;
+}
+
+// The weights of a block in shared memory, a few rows for each tap. A row is one destination
+// channel over all source channels; turned, one source channel over the block's destination
+// channels.
+template <class Format, int kTiles, bool kTurned>
 struct WideWeights {
+  static constexpr int kBytes = Format::bytes, kVector = kVectorBytes / kBytes;
+  static_assert(kBytes == 2 || kTiles * 8 / kVector % 4 == 0);  // for wide_pitch
   uint32_t base;
   int rows, vectors;  // of a tap; of a row
   int row_bytes, tap_bytes;
@@ -27,8 +36,8 @@ struct WideWeights {
   RNK_DEVICE WideWeights(const TapConv& conv, uint32_t shared)
       : base(shared),
         rows(kTurned ? conv.source_width : kTiles * 8),
-        vectors(kTurned ? kTiles : conv.source_width / 8),
-        row_bytes((vectors | 1) * kVectorBytes),
+        vectors((kTurned ? kTiles * 8 : conv.source_width) / kVector),
+        row_bytes(wide_pitch(vectors, kTurned, kBytes)),
         tap_bytes(rows * row_bytes) {}
 
   // Starts copying those of destination channels `first` and further of `group`.
@@ -36,24 +45,41 @@ struct WideWeights {
     const int64_t out = kTurned ? static_cast<int64_t>(group) * conv.source_width
                                 : static_cast<int64_t>(group) * conv.destination_width + first;
     const int in_width = kTurned ? conv.destination_width : conv.source_width;
-    const unsigned char* from = conv.weight + (out * kTaps * in_width + (kTurned ? first : 0)) * 2;
+    const unsigned char* from =
+        conv.weight + (out * kTaps * in_width + (kTurned ? first : 0)) * kBytes;
     const int left = conv.destination_width - first;
-    for (int v = threadIdx.x; v < rows * kTaps * vectors; v += blockDim.x) {
-      const int vector = v % vectors, tap = v / vectors % kTaps, row = v / vectors / kTaps;
-      const bool exists = (kTurned ? vector * 8 : row) < left;
-      const unsigned char* at = from + (row * kTaps + tap) * in_width * 2 + vector * kVectorBytes;
-      cp_async_16(base + tap * tap_bytes + row * row_bytes + vector * kVectorBytes,
-                  exists ? at : conv.weight, exists);
+    each([&](int row, int tap, int vector, uint32_t shared) {
+      const bool exists = (kTurned ? vector * kVector : row) < left;
+      const unsigned char* at =
+          from + (row * kTaps + tap) * in_width * kBytes + vector * kVectorBytes;
+      cp_async_16(shared, exists ? at : conv.weight, exists);
+    });
+  }
+
+  // Rounds what this thread copied, when it has arrived.
+  RNK_DEVICE void round() const {
+    if constexpr (kBytes == 4) {
+      each([](int, int, int, uint32_t shared) {
+        Vec16 v = ld_shared_16(shared);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) v.x[j] = to_tf32(v.x[j]);
+        st_shared_16(shared, v);
+      });
     }
   }
 
-  // The operands of two tiles of destination channels, sums over 16 source channels from `from`.
-  RNK_DEVICE void load_16(uint32_t (&b)[4], int tap, int tile, int from) const {
+  // The operands of two tiles of destination channels, sums over 32 bytes of source channels from
+  // `from` on.
+  RNK_DEVICE void load_32_bytes(uint32_t (&b)[4], int tap, int tile, int from) const {
     const int lane = threadIdx.x % 32;
-    if (kTurned) {
+    if constexpr (!kTurned) {
+      ldmatrix_x4(b, at(tap, tile * 8 + lane % 8 + lane / 16 * 8, from + lane / 8 % 2 * kVector));
+    } else if constexpr (kBytes == 2) {
       ldmatrix_x4_trans(b, at(tap, from + lane % 16, tile * 8 + lane / 16 * 8));
     } else {
-      ldmatrix_x4(b, at(tap, tile * 8 + lane % 8 + lane / 16 * 8, from + lane / 8 % 2 * 8));
+      const int to = tile * 8 + tile_channel<Format>(0, lane / 4);
+      ld_shared_8(at(tap, from + lane % 4, to), b[0], b[2]);
+      ld_shared_8(at(tap, from + lane % 4 + 4, to), b[1], b[3]);
     }
   }
   // The same over 8 source channels. Lanes from 16 on give no address that counts.
@@ -67,45 +93,63 @@ struct WideWeights {
   }
 
  private:
+  // Calls visit(row, tap, vector, shared) for this thread's share of the vectors.
+  template <class Visit>
+  RNK_DEVICE void each(const Visit& visit) const {
+    for (int v = threadIdx.x; v < rows * kTaps * vectors; v += blockDim.x) {
+      const int vector = v % vectors, tap = v / vectors % kTaps, row = v / vectors / kTaps;
+      visit(row, tap, vector, at(tap, kTurned ? row : place(row), vector * kVector));
+    }
+  }
+
+  // The row in shared memory of a destination channel: see tile_channel.
+  RNK_DEVICE static int place(int channel) {
+    return kBytes == 2 ? channel : channel / 16 * 16 + channel % 2 * 8 + channel % 16 / 2;
+  }
+
   RNK_DEVICE uint32_t at(int tap, int row, int column) const {
-    return base + tap * tap_bytes + row * row_bytes + column * 2;
+    return base + tap * tap_bytes + row * row_bytes + column * kBytes;
   }
 };
 
 // Adds one tap: the pixels of `rows` by the weights of weight_tap.
 template <class Format, int kTiles, bool kTurned>
 RNK_DEVICE void add_tap(float (&sums)[kWideRows][kTiles][4], const uint32_t (&rows)[kWideRows],
-                        const WideWeights<kTiles, kTurned>& weights, int weight_tap, int width) {
+                        const WideWeights<Format, kTiles, kTurned>& weights, int weight_tap,
+                        int width) {
+  constexpr int kStep = 32 / Format::bytes;
   const int lane = threadIdx.x % 32;
   int from = 0;
 #pragma unroll 1
-  for (; from + 16 <= width; from += 16) {
+  for (; from + kStep <= width; from += kStep) {
     uint32_t a[kWideRows][4], b[4];
 #pragma unroll
     for (int k = 0; k < kWideRows; ++k) {
-      ldmatrix_x4(a[k], rows[k] + from * 2 + lane / 16 * kVectorBytes);
+      ldmatrix_x4(a[k], rows[k] + from * Format::bytes + lane / 16 * kVectorBytes);
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile += 2) {
-      weights.load_16(b, weight_tap, tile, from);
+      weights.load_32_bytes(b, weight_tap, tile, from);
 #pragma unroll
       for (int k = 0; k < kWideRows; ++k) {
-        mma_k16(Format{}, sums[k][tile], a[k], b[0], b[1]);
-        mma_k16(Format{}, sums[k][tile + 1], a[k], b[2], b[3]);
+        mma_32_bytes<Format>(sums[k][tile], a[k], b[0], b[1]);
+        mma_32_bytes<Format>(sums[k][tile + 1], a[k], b[2], b[3]);
       }
     }
   }
-  if (from == width) return;
-  uint32_t a[kWideRows][2], b[2];
+  if constexpr (kStep == 16) {
+    if (from == width) return;
+    uint32_t a[kWideRows][2], b[2];
 #pragma unroll
-  for (int k = 0; k < kWideRows; ++k) ldmatrix_x2(a[k], rows[k] + from * 2);
+    for (int k = 0; k < kWideRows; ++k) ldmatrix_x2(a[k], rows[k] + from * 2);
 #pragma unroll
-  for (int tile = 0; tile < kTiles; tile += 2) {
-    weights.load_8(b, weight_tap, tile, from);
+    for (int tile = 0; tile < kTiles; tile += 2) {
+      weights.load_8(b, weight_tap, tile, from);
 #pragma unroll
-    for (int k = 0; k < kWideRows; ++k) {
-      mma_k8(Format{}, sums[k][tile], a[k][0], a[k][1], b[0]);
-      mma_k8(Format{}, sums[k][tile + 1], a[k][0], a[k][1], b[1]);
+      for (int k = 0; k < kWideRows; ++k) {
+        mma_k8(Format{}, sums[k][tile], a[k][0], a[k][1], b[0]);
+        mma_k8(Format{}, sums[k][tile + 1], a[k][0], a[k][1], b[1]);
+      }
     }
   }
 }
@@ -121,14 +165,15 @@ wide_kernel(const TapConv conv) {
   const int shares = (conv.destination_width + kTiles * 8 - 1) / (kTiles * 8);
   const int channel_block = blockIdx.x % conv.channel_blocks;
   const int group = channel_block / shares, first_to = channel_block % shares * kTiles * 8;
-  const int vectors = conv.source_width / 8;
-  const int64_t offset = static_cast<int64_t>(group) * conv.source_width * 2;
+  const int vectors = conv.source_width * Format::bytes / kVectorBytes;
+  const int64_t offset = static_cast<int64_t>(group) * conv.source_width * Format::bytes;
 
   const Ring<Taps> ring{shared_base(), tiles.pixel_bytes};
   const uint32_t table = ring.base + tiles.ring_bytes;
-  const WideWeights<kTiles, kTurned> weights(conv, table + kMostAnchors * 4);
+  const WideWeights<Format, kTiles, kTurned> weights(conv, table + kMostAnchors * 4);
   const RowVectors list(tiles.columns, vectors);
   weights.copy(conv, group, first_to);
+  cp_async_commit();
   Walk<Taps> ahead(conv, blockIdx.x / conv.channel_blocks), now = ahead;
 #pragma unroll
   for (int k = 0; k < kWideLookahead; ++k) {
@@ -140,11 +185,11 @@ wide_kernel(const TapConv conv) {
   const int group_first = group * conv.destination_width;
   float bias[kTiles / 2][4];
 #pragma unroll
-  for (int k = 0; k < kTiles; ++k) {
-    const int channel = group_first + first_to + k * 8 + lane % 4 * 2;
-    float* pair = bias[k / 2] + k % 2 * 2;
-    load_bias<Format>(conv, channel, pair[0], pair[1]);
+  for (int k = 0; k < kTiles / 2; ++k) {
+    load_bias<Format>(conv, group_first + first_to + k * 16, bias[k]);
   }
+  cp_async_wait<kWideLookahead>();
+  weights.round();
 
   for (; !now.at_end(conv); now.next(conv, lanes)) {
     cp_async_wait<kWideLookahead - 1>();
@@ -180,15 +225,18 @@ wide_kernel(const TapConv conv) {
         }
 #pragma unroll
         for (int k = 0; k < kWideRows; ++k) {
-          const int pixel = first + k * kRowTile + epilogue_pixel();
-          const bool exists = pixel < tiles.anchors;
-          const Anchor target(ld_shared_4(table + 4 * (exists ? pixel : 0)));
 #pragma unroll
-          for (int tile = 0; tile < kTiles; tile += 2) {
-            const int to = first_to + tile * 8 + epilogue_channel();
-            epilogue.store(sums[k][tile], sums[k][tile + 1], bias[tile / 2], target,
-                           exists && to < conv.destination_width, group_first + to, Taps::phases,
-                           phase / Taps::phases, phase % Taps::phases);
+          for (int j = 0; j < epilogue.kPixels; ++j) {
+            const int pixel = first + k * kRowTile + epilogue.pixel(j);
+            const bool exists = pixel < tiles.anchors;
+            const Anchor target(ld_shared_4(table + 4 * (exists ? pixel : 0)));
+#pragma unroll
+            for (int tile = 0; tile < kTiles; tile += 2) {
+              const int to = first_to + tile * 8 + epilogue.channel();
+              epilogue.store(j, sums[k][tile], sums[k][tile + 1], bias[tile / 2], target,
+                             exists && to < conv.destination_width, group_first + to, Taps::phases,
+                             phase / Taps::phases, phase % Taps::phases);
+            }
           }
         }
       }

@@ -1,7 +1,7 @@
 """CUDA kernels in C++ (csrc/cuda): channels_last native, 16-byte accesses.
 
-float16 and bfloat16 run on tensor cores. float32 is computed in float32: never in TF32, whatever
-torch's flags allow.
+float16 and bfloat16 run on tensor cores. float32 is computed exactly, but that output and input
+gradient of groups of more than 8 channels are computed in TF32 where torch's flags allow it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..library import load_library
 from ..problem import ConvProblem, Direction
+from . import tf32
 
 NAME = "cuda"
 LIBRARY = load_library("_cuda")
@@ -103,7 +104,7 @@ def fprop(
     if bias is not None:
         bias = _aligned(bias.contiguous())
     torch.ops.resnext_kernels_cuda.fprop(
-        _pixels(input), _filters(weight), bias, residual, out, *_conv(problem), relu
+        _pixels(input), _filters(weight), bias, residual, out, *_conv(problem), relu, tf32.allowed()
     )
     return out
 
@@ -112,7 +113,7 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient by the input, shape ``problem.input_shape``."""
     out = _empty(problem.input_shape, grad_output)
     torch.ops.resnext_kernels_cuda.dgrad(
-        _pixels(grad_output), _filters(weight), out, *_conv(problem)
+        _pixels(grad_output), _filters(weight), out, *_conv(problem), tf32.allowed()
     )
     return out
 

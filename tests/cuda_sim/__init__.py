@@ -19,7 +19,7 @@ from resnext_kernels.problem import ConvProblem
 from . import build
 
 ORDERS = ("forward", "reverse", "random")
-_ELEMENTS = (torch.bfloat16, torch.float16, torch.float32)  # in the order of Element
+_ELEMENTS = (torch.bfloat16, torch.float16, torch.float32)  # in the order of Element; then TF32
 
 
 class SimulatorError(RuntimeError):
@@ -161,13 +161,17 @@ def fprop(
     relu: bool = False,
     *,
     out: Tensor | None = None,
+    tf32: bool = False,
     gpu: Gpu | None = None,
     options: Options | None = None,
 ) -> Result:
-    """``relu?(conv(input, weight) + bias + residual)``, into ``out`` if there is one."""
+    """``relu?(conv(input, weight) + bias + residual)``, into ``out`` if there is one.
+
+    ``tf32``: float32 may be multiplied in TF32.
+    """
     out = _images(problem.output_shape, input) if out is None else out
     operands = [input, _channels_last(weight), bias, residual, relu, out]
-    return _run("rnk_sim_fprop", problem, operands, gpu, options)
+    return _run("rnk_sim_fprop", problem, operands, gpu, options, tf32)
 
 
 def dgrad(
@@ -176,12 +180,14 @@ def dgrad(
     weight: Tensor,
     *,
     out: Tensor | None = None,
+    tf32: bool = False,
     gpu: Gpu | None = None,
     options: Options | None = None,
 ) -> Result:
-    """Gradient by the input, into ``out`` if there is one."""
+    """Gradient by the input, into ``out`` if there is one; ``tf32`` as for fprop."""
     out = _images(problem.input_shape, grad_output) if out is None else out
-    return _run("rnk_sim_dgrad", problem, [grad_output, _channels_last(weight), out], gpu, options)
+    operands = [grad_output, _channels_last(weight), out]
+    return _run("rnk_sim_dgrad", problem, operands, gpu, options, tf32)
 
 
 def wgrad(
@@ -203,6 +209,7 @@ def _run(
     operands: list,
     gpu: Gpu | None,
     options: Options | None,
+    tf32: bool = False,
 ) -> Result:
     gpu, options = gpu or Gpu(), options or Options()
     out = operands[-1]
@@ -212,7 +219,7 @@ def _run(
         name,
         Options(**{**vars(options), "shared_bytes": gpu.shared_per_block}),
         _problem(problem),
-        ctypes.c_int(_ELEMENTS.index(out.dtype)),
+        ctypes.c_int(_ELEMENTS.index(out.dtype) + tf32),
         *arguments,
         (ctypes.c_int * 3)(*sizes),
     )

@@ -24,6 +24,7 @@ namespace rnk::sim {
   X(cp_async_conflicts)     \
   X(mma_k16)                \
   X(mma_k8)                 \
+  X(mma_tf32)               \
   X(ldmatrix)               \
   X(movmatrix)              \
   X(shfl)                   \

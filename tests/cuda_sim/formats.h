@@ -1,4 +1,6 @@
-// The two 16-bit formats: conversion from and to float32, rounding to nearest even.
+// The two 16-bit formats: conversion from and to float32, rounding to nearest even. TF32: the
+// operands that matrix instructions take of a float32, and rounding to those, halves away from
+// zero.
 #pragma once
 
 #include <bit>
@@ -20,6 +22,15 @@ struct Float16 {
   static uint16_t from_float(float f) {
     if (f != f) return 0x7fff;
     return std::bit_cast<uint16_t>(static_cast<_Float16>(f));
+  }
+};
+
+struct Tfloat32 {
+  static constexpr uint32_t kDropped = 0x1fff;
+  static float truncated(uint32_t v) { return std::bit_cast<float>(v & ~kDropped); }
+  static uint32_t rounded(uint32_t v) {
+    const float f = std::bit_cast<float>(v);
+    return f != f ? 0x7fffffff : (v + 0x1000) & ~kDropped;
   }
 };
 

@@ -14,6 +14,7 @@
 #include "warp_instructions.h"
 
 #define RNK_DEVICE inline
+#define RNK_HOST_DEVICE inline
 #define RNK_KERNEL(threads, blocks) void
 
 #define threadIdx (::rnk::sim::current->index)
@@ -77,6 +78,11 @@ inline uint32_t ld_shared_4(uint32_t shared, Site site = Site::current()) {
   uint32_t v;
   sim::load_shared(&v, shared, 4, {"ld_shared_4", site});
   return v;
+}
+inline void ld_shared_8(uint32_t shared, uint32_t& lo, uint32_t& hi, Site site = Site::current()) {
+  uint32_t v[2];
+  sim::load_shared(v, shared, 8, {"ld_shared_8", site});
+  lo = v[0], hi = v[1];
 }
 inline Vec16 ld_shared_16(uint32_t shared, Site site = Site::current()) {
   Vec16 v;
@@ -143,33 +149,40 @@ struct SimFormat<Fp16> : sim::Float16 {
   using Type = sim::Float16;
 };
 
-template <class Format, int k>
-RNK_SIM_INLINE void mma(float* d, const uint32_t (&a)[k / 4], const uint32_t (&b)[k / 8],
-                        const sim::Instruction& instruction) {
+template <int size>
+RNK_SIM_INLINE void mma(float* d, const uint32_t (&a)[2 * size], const uint32_t (&b)[size],
+                        const sim::Instruction& instruction,
+                        void (*execute)(sim::Warp&, sim::Block&)) {
   const int lane = sim::current->lane;
   sim::Operands& o = sim::current->warp->operands;
 #pragma GCC unroll 4
-  for (int i = 0; i < k / 4; ++i) o.a[i][lane] = a[i];
+  for (int i = 0; i < 2 * size; ++i) o.a[i][lane] = a[i];
 #pragma GCC unroll 2
-  for (int i = 0; i < k / 8; ++i) o.b[i][lane] = b[i];
+  for (int i = 0; i < size; ++i) o.b[i][lane] = b[i];
   float* const upper = &o.d[lane / 4][lane % 4 * 2];
   float* const lower = &o.d[lane / 4 + 8][lane % 4 * 2];
   std::memcpy(upper, d, 8);
   std::memcpy(lower, d + 2, 8);
-  sim::with_warp(instruction, sim::execute_mma<typename SimFormat<Format>::Type, k>);
+  sim::with_warp(instruction, execute);
   std::memcpy(d, upper, 8);
   std::memcpy(d + 2, lower, 8);
 }
 template <class Format>
 RNK_SIM_INLINE void mma_k16(Format, float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                             Site site = Site::current()) {
-  mma<Format, 16>(d, a, {b0, b1}, {"mma_k16", site});
+  mma<2>(d, a, {b0, b1}, {"mma_k16", site}, sim::execute_mma<typename SimFormat<Format>::Type, 16>);
 }
 template <class Format>
 RNK_SIM_INLINE void mma_k8(Format, float* d, uint32_t a0, uint32_t a1, uint32_t b0,
                            Site site = Site::current()) {
-  mma<Format, 8>(d, {a0, a1}, {b0}, {"mma_k8", site});
+  mma<1>(d, {a0, a1}, {b0}, {"mma_k8", site},
+         sim::execute_mma<typename SimFormat<Format>::Type, 8>);
 }
+RNK_SIM_INLINE void mma_tf32(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                             Site site = Site::current()) {
+  mma<2>(d, a, {b0, b1}, {"mma_tf32", site}, sim::execute_mma_tf32);
+}
+inline uint32_t to_tf32(uint32_t float_bits) { return sim::Tfloat32::rounded(float_bits); }
 
 // --- bits of numbers, and two elements in 32 bits
 inline uint32_t float_bits(float v) { return std::bit_cast<uint32_t>(v); }

@@ -21,6 +21,10 @@ const char* run_matmul(const SelfTest& task, int blocks) {
                 task);
 }
 
+const char* run_matmul_tf32(const SelfTest& task, int blocks) {
+  return launch(matmul_tf32, blocks, 32, 512, Gpu{}, Stream{}, task);
+}
+
 template <Bug bug>
 const char* run_exchange(const SelfTest& task, int blocks) {
   return launch(exchange_words<bug>, blocks, 32, 128, Gpu{}, Stream{}, task);
@@ -60,6 +64,7 @@ const std::map<std::string, Run> kKernels = {
     {"matmul bf16 8", run_matmul<Bf16, 8>},
     {"matmul fp16 16", run_matmul<Fp16, 16>},
     {"matmul fp16 8", run_matmul<Fp16, 8>},
+    {"matmul tf32", run_matmul_tf32},
     {"matmul dropped_barrier", run_matmul<Bf16, 16, Bug::dropped_barrier>},
     {"matmul swapped_fragment", run_matmul<Bf16, 16, Bug::swapped_fragment>},
     {"matmul divergent_ldmatrix", run_matmul<Bf16, 16, Bug::divergent_ldmatrix>},

@@ -136,6 +136,26 @@ matmul(const SelfTest task) {
   }
 }
 
+// out = a * b, a: 16 x 8 by rows, not rounded; b: 8 x 8 by rows, rounded.
+RNK_KERNEL(32, 1)
+matmul_tf32(const SelfTest task) {
+  const int lane = threadIdx.x;
+  st_shared_16(shared_base() + lane * kVector, ld_global_16(task.a + lane * kVector));
+  sync_threads();
+  uint32_t a[4], b[2];
+  ldmatrix_x4(a, shared_base() + lane % 16 * 32 + lane / 16 * kVector);
+  for (int k = 0; k < 2; ++k) {
+    b[k] = to_tf32(ld_global_4(task.b + ((lane % 4 + k * 4) * 8 + lane / 4) * 4));
+  }
+  float sums[4] = {};
+  mma_tf32(sums, a, b[0], b[1]);
+  for (int half = 0; half < 2; ++half) {
+    const int row = half * 8 + lane / 4, column = lane % 4 * 2;
+    st_global_8(task.out + (row * 8 + column) * 4, float_bits(sums[half * 2]),
+                float_bits(sums[half * 2 + 1]));
+  }
+}
+
 // Of 32 words of a: the transposed 8x8 matrix, those of lane ^ n, and by way of shared memory those
 // of lane + 1.
 template <Bug bug>

@@ -61,6 +61,27 @@ void transpose(uint16_t* to, const uint16_t* from) {
   }
 }
 
+// d += a * b; a in parts of eight columns.
+template <int k>
+void multiply(Operands& o, const float (&a)[k / 8][16][kSide], const Row (&b)[k]) {
+  constexpr int kAtOnce = 4;  // rows, so that one sum need not wait for another
+  for (int row = 0; row < 16; row += kAtOnce) {
+    Row* const d = reinterpret_cast<Row*>(o.d[row]);
+    Row sum0 = d[0], sum1 = d[1], sum2 = d[2], sum3 = d[3];
+    for (int q = 0; q < k / 8; ++q) {
+      const float (*const factors)[kSide] = a[q] + row;
+      for (int i = 0; i < kSide; ++i) {
+        const Row v = b[q * kSide + i];
+        sum0 += factors[0][i] * v;
+        sum1 += factors[1][i] * v;
+        sum2 += factors[2][i] * v;
+        sum3 += factors[3][i] * v;
+      }
+    }
+    d[0] = sum0, d[1] = sum1, d[2] = sum2, d[3] = sum3;
+  }
+}
+
 }  // namespace
 
 template <int matrices, bool transposed>
@@ -107,28 +128,28 @@ void execute_mma(Warp& warp, Block& block) {
     transpose(turned, matrix);
     to_floats<Format>(reinterpret_cast<float*>(b + q * kSide), turned);
   }
-  constexpr int kAtOnce = 4;  // rows, so that one sum need not wait for another
-  for (int row = 0; row < 16; row += kAtOnce) {
-    Row* const d = reinterpret_cast<Row*>(o.d[row]);
-    Row sum0 = d[0], sum1 = d[1], sum2 = d[2], sum3 = d[3];
-    for (int q = 0; q < k / 8; ++q) {
-      const float (*const factors)[kSide] = a[q] + row;
-      for (int i = 0; i < kSide; ++i) {
-        const Row v = b[q * kSide + i];
-        sum0 += factors[0][i] * v;
-        sum1 += factors[1][i] * v;
-        sum2 += factors[2][i] * v;
-        sum3 += factors[3][i] * v;
-      }
-    }
-    d[0] = sum0, d[1] = sum1, d[2] = sum2, d[3] = sum3;
-  }
+  multiply<k>(o, a, b);
 }
 
 template void execute_mma<Bfloat16, 16>(Warp&, Block&);
 template void execute_mma<Float16, 16>(Warp&, Block&);
 template void execute_mma<Bfloat16, 8>(Warp&, Block&);
 template void execute_mma<Float16, 8>(Warp&, Block&);
+
+void execute_mma_tf32(Warp& warp, Block& block) {
+  ++block.counters.mma_tf32;
+  Operands& o = warp.operands;
+  alignas(64) float a[1][16][kSide];
+  Row b[kSide];
+  for (int lane = 0; lane < 32; ++lane) {
+    const int row = lane / 4, column = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+      a[0][row + i % 2 * 8][column + i / 2 * 4] = Tfloat32::truncated(o.a[i][lane]);
+    }
+    for (int i = 0; i < 2; ++i) b[column + i * 4][row] = Tfloat32::truncated(o.b[i][lane]);
+  }
+  multiply<kSide>(o, a, b);
+}
 
 void execute_movmatrix(Warp& warp, Block& block) {
   ++block.counters.movmatrix;

@@ -19,6 +19,7 @@ extern template void execute_mma<struct Bfloat16, 16>(Warp&, Block&);
 extern template void execute_mma<struct Float16, 16>(Warp&, Block&);
 extern template void execute_mma<struct Bfloat16, 8>(Warp&, Block&);
 extern template void execute_mma<struct Float16, 8>(Warp&, Block&);
+void execute_mma_tf32(Warp& warp, Block& block);
 
 void execute_movmatrix(Warp& warp, Block& block);
 void execute_shfl_xor(Warp& warp, Block& block);
