@@ -9,6 +9,7 @@ import torch
 from torch.backends import cudnn
 
 from resnext_kernels.backends import tf32
+from resnext_kernels.verification.numerics import tolerance
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +47,12 @@ def test_never_on_another_makers_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cudnn.conv.fp32_precision = "tf32"
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert not tf32.allowed()
+
+
+def test_tolerances_follow_the_flags() -> None:
+    cudnn.allow_tf32 = True
+    assert tolerance(torch.float32, "cuda") == 1e-3
+    assert tolerance(torch.float32, "cpu") == 1e-5
+    assert tolerance(torch.float16, "cuda") == tolerance(torch.float16, "cpu") == 2e-3
+    cudnn.allow_tf32 = False
+    assert tolerance(torch.float32, "cuda") == 1e-5

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..verification.numerics import TOLERANCES, relative_error
+from ..verification.numerics import relative_error, tolerance
 from . import machine
 from .implementations import (
     DEFAULT_OURS,
@@ -171,7 +171,8 @@ def measure(
         i: relative_error(result_of(case.direction, turns[0]()), expected)
         for i, turns in calls.items()
     }
-    green = {i: calls[i] for i, e in errors.items() if e <= TOLERANCES[case.dtype]}
+    most = tolerance(case.dtype, case.device)
+    green = {i: calls[i] for i, e in errors.items() if e <= most}
     times = interleaved(green, seconds, case.device) if green else {}
     return [Measurement(case, i, errors[i], times.get(i)) for i in implementations]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import models as family
 from ..problem import ConvProblem
-from ..verification.numerics import TOLERANCES, relative_error
+from ..verification.numerics import relative_error, tolerance
 from . import machine
 from .model_implementations import OURS, PEERS, Forward, ModelImplementation, NotAvailable, on_torch
 from .peaks import Peaks, PeaksDict
@@ -200,9 +200,11 @@ def _measure(
                 raise
             skipped[i.name] = _reason(case, error)
             progress(f"{case}: {i.name} not measured")
-    green = {i: [f] for i, f in forwards.items() if errors[i] <= _tolerance(subject.model, case)}
-    rest = _REST if images.device.type == "cpu" else 0.0
-    times = interleaved(green, seconds, images.device.type, rest) if green else {}
+    device = images.device.type
+    most = _tolerance(subject.model, case.dtype, device)
+    green = {i: [f] for i, f in forwards.items() if errors[i] <= most}
+    rest = _REST if device == "cpu" else 0.0
+    times = interleaved(green, seconds, device, rest) if green else {}
     measurements = [Measurement(case, i, error, times.get(i)) for i, error in errors.items()]
     progress(f"{case}: {', '.join(map(str, measurements))}")
     torch.compiler.reset()  # it would keep the compiled models alive
@@ -215,7 +217,7 @@ def _reason(case: Case, error: Exception) -> str:
     return f"{case}: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _tolerance(model: nn.Module, case: Case) -> float:
+def _tolerance(model: nn.Module, dtype: torch.dtype, device: str) -> float:
     """Of the logits' relative error.
 
     Each convolution may have the error that a single one may have anywhere in this package. The
@@ -223,7 +225,7 @@ def _tolerance(model: nn.Module, case: Case) -> float:
     multiplies them with is near 1, see `_damped`.
     """
     convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
-    return TOLERANCES[case.dtype] * math.sqrt(convolutions)
+    return tolerance(dtype, device) * math.sqrt(convolutions)
 
 
 def layers(name: str) -> list[ConvProblem]:

@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 
 from .. import ops, reference
+from ..backends import tf32
 from ..problem import Convolution, ConvProblem, Direction
 
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+_TF32_TOLERANCE = 1e-3
+
+
+def tolerance(dtype: torch.dtype, device: str) -> float:
+    """The largest `relative_error` on a type of device, under torch's flags of the moment."""
+    if dtype == torch.float32 and device == "cuda" and tf32.allowed():
+        return _TF32_TOLERANCE
+    return TOLERANCES[dtype]
 
 
 def relative_error(out: Tensor, truth: Tensor) -> float:
