@@ -35,7 +35,8 @@ def _plain_keys(device: str) -> tuple[set[tuple[int, int]], set[int]]:
         for mode in (False, True):
             with torch.inference_mode(mode):
                 threads.add(_thread_keys())
-                tensors.add(_keys_of(torch.empty(1, device=device)).raw_repr())
+                # Without elements: an allocation would break the capture of a CUDA graph.
+                tensors.add(_keys_of(torch.empty(0, device=device)).raw_repr())
 
     # A new thread has no mode on, whatever this one is in the middle of.
     thread = threading.Thread(target=look)

@@ -13,6 +13,7 @@ from resnext_kernels.bench import jax_peer, peaks, runner, timing
 from resnext_kernels.bench.implementations import PEERS, Operands, result_of
 from resnext_kernels.bench.suites import DTYPES
 from resnext_kernels.problem import DIRECTIONS
+from resnext_kernels.verification.numerics import tolerance
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,7 @@ def test_inductor_has_the_weight_of_fprop_frozen():
 def test_jax_is_right(direction, dtype, layer):
     pytest.importorskip("jax")
     (found,) = runner.measure(case(direction, dtype, 3, layer), [PEERS["jax"]], 0)
-    assert found.timing and found.error <= runner.TOLERANCES[dtype]
+    assert found.timing and found.error <= tolerance(dtype, "cpu")
 
 
 def test_jax_is_not_asked_for_what_takes_seconds_or_is_no_cpu():

@@ -122,6 +122,17 @@ def run(
         left = len(cases) - len({m.case for m in measurements})
         skipped[INTERRUPTED] = f"the last {left} of {len(cases)} cases"
     peaks.sample()
+    return result(device, peaks, skipped, records_of(measurements, peaks.as_dict()), call_us)
+
+
+def result(
+    device: str,
+    peaks: Peaks,
+    skipped: dict[str, str],
+    records: list[Record],
+    call_us: dict[str, float],
+) -> Result:
+    """A run on this machine, as it is now."""
     return {
         "machine": machine.describe(device),
         "torch": torch.__version__,
@@ -129,7 +140,7 @@ def run(
         "peaks": peaks.as_dict(),
         "call_us": call_us,
         "skipped": skipped,
-        "records": records_of(measurements, peaks.as_dict()),
+        "records": records,
     }
 
 

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from .. import models as family
 from ..problem import ConvProblem
 from ..verification.numerics import relative_error, tolerance
-from . import machine
 from .model_implementations import OURS, PEERS, Forward, ModelImplementation, NotAvailable, on_torch
 from .peaks import Peaks, PeaksDict
-from .runner import INTERRUPTED, Record, Result, fastest_of_cudnn
+from .runner import INTERRUPTED, Record, Result, fastest_of_cudnn, result
 from .suites import WHOLE_MODELS
 from .timing import Timing, interleaved, keep_freed_memory
 from .work import Work, dtype_name, numbers
@@ -119,15 +118,7 @@ def run(
         left = len(cases) - len({m.case for m in measurements})
         skipped[INTERRUPTED] = f"the last {left} of {len(cases)} cases"
     peaks.sample()
-    return {
-        "machine": machine.describe(device),
-        "torch": torch.__version__,
-        "commit": machine.commit(),
-        "peaks": peaks.as_dict(),
-        "call_us": {},
-        "skipped": skipped,
-        "records": _records(measurements, peaks.as_dict()),
-    }
+    return result(device, peaks, skipped, _records(measurements, peaks.as_dict()), {})
 
 
 def _check(models: Sequence[str], batches: Sequence[int], peers: Sequence[str]) -> None:
