@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,13 +55,29 @@ def wgrad(
 
     In the images' format, in which ATen computes it: a conversion is cheaper outside.
     """
+    if problem.dtype == torch.bfloat16 and problem.device == "cpu" and _has_idle_tap(problem):
+        grad_output, input = grad_output.float(), input.float()  # oneDNN would not write that tap
     weight = torch.empty(
         problem.weight_shape,
-        dtype=problem.dtype,
+        dtype=input.dtype,
         device=input.device,
         memory_format=problem.memory_format,
     )
-    return _backward(problem, grad_output, input, weight, [False, True, False])[1]
+    return _backward(problem, grad_output, input, weight, [False, True, False])[1].to(problem.dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_idle_tap(problem: ConvProblem) -> bool:
+    """Whether a tap of the kernel meets nothing but padding."""
+    axes = zip(
+        problem.in_size, problem.out_size, problem.kernel,
+        problem.stride, problem.padding, problem.dilation, strict=True,
+    )  # fmt: skip
+    return any(
+        not any(0 <= o * stride - padding + tap * dilation < size for o in range(outputs))
+        for size, outputs, kernel, stride, padding, dilation in axes
+        for tap in range(kernel)
+    )
 
 
 def _backward(
