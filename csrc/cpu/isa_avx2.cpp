@@ -11,6 +11,7 @@ namespace {
 #include "finite.h"
 #include "strategy.h"
 #include "pack.h"
+#include "look_ahead.h"
 #include "tap_run.h"
 #include "wgrad_rows.h"
 #include "wgrad_kernels.h"

@@ -108,6 +108,7 @@ class TapRunner {
       for (int64_t y = row; y < row_end; ++y) {
         const int64_t last = std::min(c_.vertical.last_source(y), c_.src_rows - 1);
         for (; next <= last; ++next) load_row(next);
+        look_ahead(y, last + 1);
         compute_row(y);
       }
     }
@@ -122,6 +123,23 @@ class TapRunner {
     fill_row<S>(from, c_.src_strides.w, p_.col_lo + column_ * step, c_.src_cols, channels,
                 c_.src_channels() - first_ * channels, units_, slot(src_row),
                 TileRow{p_.tile_cols, p_.col_words, step});
+  }
+
+  // Turns to the source rows from `next` on that destination row y + 1 reads.
+  void look_ahead(int64_t y, int64_t next) {
+    const int64_t rows = std::min(c_.vertical.last_source(y + 1) + 1, c_.src_rows) - next;
+    const int64_t step = c_.horizontal.source_step(), channels = S::unit_channels(c_);
+    const int64_t start = p_.col_lo + column_ * step;
+    const int64_t from = std::max<int64_t>(start, 0);
+    const int64_t to = std::min(start + p_.tile_cols, c_.src_cols);
+    const E* first = static_cast<const E*>(c_.src) + n_ * c_.src_strides.n +
+                     next * c_.src_strides.h + from * c_.src_strides.w + first_ * channels;
+    const int64_t vectors = S::dst_vectors(c_), together = S::kIsLane ? 1 : kBlockVectors;
+    const int64_t blocks = units_ * (vectors / together + vectors % together) * phases_ *
+                           ((p_.columns + kMaxColumns - 1) / kMaxColumns);
+    constexpr int64_t kBytes = sizeof(E);
+    ahead_.start(reinterpret_cast<const char*>(first), c_.src_strides.h * kBytes, rows,
+                 c_.src_strides.w * kBytes, to - from, units_ * channels * kBytes, blocks);
   }
 
   // Taps of row y and of the phase's columns from column_ + j on. Those that read a zero beside the
@@ -189,15 +207,29 @@ class TapRunner {
     const TapRuns taps = taps_;
     S::template run<COLS, VECS>(c_, p_, tile_ + u * p_.tile_cols * p_.col_words, j, taps, weight,
                                 acc);
-    const int64_t dst_unit = S::unit_dst(c_);
-    const int64_t unit_end = std::min((unit + 1) * dst_unit, c_.dst_channels());
+    const int64_t dst_unit = S::unit_dst(c_), channel = unit * dst_unit + v * kLanes;
     const int64_t col = phase + (column_ + j) * phases_;
+    const int64_t at = ((n_ * c_.dst_rows + y) * c_.dst_cols + col) * c_.dst_channels() + channel;
+    ahead_.part();
+    if (!p_.stream && y + 1 < c_.dst_rows) own_next_row<COLS, VECS>(at);
+    const int64_t unit_end = std::min((unit + 1) * dst_unit, c_.dst_channels());
     for (int i = 0; i < VECS; ++i) {
-      const int64_t channel = unit * dst_unit + (v + i) * kLanes;
-      const int n = static_cast<int>(std::min<int64_t>(kLanes, unit_end - channel));
-      const int64_t at = ((n_ * c_.dst_rows + y) * c_.dst_cols + col) * c_.dst_channels() + channel;
-      finish<COLS, VECS>(acc, i, channel, at, n);
+      const int64_t first = channel + i * kLanes;
+      const int n = static_cast<int>(std::min<int64_t>(kLanes, unit_end - first));
+      finish<COLS, VECS>(acc, i, first, at + i * kLanes, n);
     }
+  }
+
+  // Asks for what a block writes in the next row. Inline: the compiler would take a function of
+  // nothing else for one without effect, and drop the call.
+  template <int COLS, int VECS>
+  [[gnu::always_inline]] void own_next_row(int64_t at) const {
+    const E* next = static_cast<const E*>(c_.dst) + at + c_.dst_cols * c_.dst_channels();
+    constexpr int64_t kBytes = kLanes * sizeof(E);
+    if (kBytes < kLineBytes && reinterpret_cast<uintptr_t>(next) % kLineBytes >= kBytes) return;
+    const int64_t step = phases_ * c_.dst_channels();
+    for (int t = 0; t < COLS; ++t)
+      for (int i = 0; i < VECS; ++i) __builtin_prefetch(next + t * step + i * kLanes, 1);
   }
 
   template <int COLS, int VECS>
@@ -230,6 +262,7 @@ class TapRunner {
   const TapPlan& p_;
   float *packed_, *tile_;
   TapRuns taps_;
+  LookAhead ahead_;
   bool finite_ = true;  // all weights of the chunk
   int64_t window_, phases_;
   int64_t n_ = 0, first_ = 0, units_ = 0, slot_words_ = 0, column_ = 0;

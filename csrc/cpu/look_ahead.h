@@ -1,0 +1,55 @@
+// Asks the memory for what is needed next while the kernels compute; one instruction set's version,
+// included in its namespace. The hardware does not foresee rows that are read in short pieces, nor
+// what is going to be written.
+#pragma once
+
+constexpr int64_t kLineBytes = 64;
+
+// Some rows of pixels, of which each of many parts of a computation asks for its share.
+class LookAhead {
+ public:
+  // `rows` rows from `first` on, `pixels` pixels in each, `bytes` of every pixel; asked for in
+  // `parts` parts.
+  void start(const char* first, int64_t row_step, int64_t rows, int64_t pixel_step, int64_t pixels,
+             int64_t bytes, int64_t parts) {
+    row_ = first;
+    row_step_ = row_step;
+    rows_ = rows;
+    left_ = 0;
+    if (rows <= 0) return;
+    lines_ = (bytes + kLineBytes - 1) / kLineBytes;
+    pixel_ends_ = pixel_step - (lines_ - 1) * kLineBytes;
+    row_parts_ = (parts + rows - 1) / rows;
+    share_ = (pixels * lines_ + row_parts_ - 1) / row_parts_;
+  }
+
+  void part() {
+    if (left_ == 0) {
+      if (rows_ <= 0) return;
+      at_ = row_;
+      row_ += row_step_;
+      --rows_;
+      line_ = 0;
+      left_ = row_parts_;
+    }
+    --left_;
+    const char* at = at_;
+    int64_t line = line_;
+    for (int64_t i = 0; i < share_; ++i) {
+      __builtin_prefetch(at);
+      const bool last = ++line == lines_;
+      at += last ? pixel_ends_ : kLineBytes;
+      line = last ? 0 : line;
+    }
+    at_ = at;
+    line_ = line;
+  }
+
+ private:
+  const char *row_ = nullptr, *at_ = nullptr;  // the next row, the next line
+  int64_t row_step_ = 0, rows_ = 0;            // rows still to come
+  int64_t row_parts_ = 0, left_ = 0;           // parts that share a row, of them still to come
+  int64_t share_ = 0;                          // lines a part
+  int64_t lines_ = 0, line_ = 0;               // of a pixel
+  int64_t pixel_ends_ = 0;                     // bytes from a pixel's last line to the next pixel
+};
