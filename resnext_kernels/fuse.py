@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -27,7 +28,8 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
 
     Each `torch.nn.Conv2d` or `GroupedConv2d` takes up the batch normalisation, the residual sum and
     the ReLU that follow it. The grouped ones run this package's fused operator; on the CPU, the
-    dense ones run with weights that are laid out once. Images are computed in channels_last, in
+    dense ones run with weights that are laid out once, and anew after a change that autograd counts
+    (one through ``.data`` it does not). Images are computed in channels_last, in
     which outputs of 4 dimensions are returned too. Outputs equal those of ``model`` but for the
     rounding of folded weights. Everything else stays as it was: ``print(result.report)`` tells
     what, and why.
@@ -47,8 +49,8 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
     Raises:
         TypeError: ``model`` is not a module.
         ProblemError: ``model`` or a part of it is in training mode; its own forward (not that of a
-            part, which then stays as it is) has control flow that `torch.fx` cannot record, or
-            hooks. The remedy is to optimise its parts:
+            part, which then stays as it is) has control flow or autocast, which `torch.fx` cannot
+            record, or hooks. The remedy is to optimise its parts:
             ``model.backbone = optimize_for_inference(model.backbone)``.
     """
     if not isinstance(model, nn.Module):
@@ -63,6 +65,7 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
         report = _Fuser(fast).run()
     report.left.update(unrecorded)
     vars(fast)["report"] = report
+    fast.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"report": report}  # by copies
     fast.recompile()
     return fast
 

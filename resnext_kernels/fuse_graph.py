@@ -23,12 +23,31 @@ from .problem import FLOATING, ProblemError
 Modules = Mapping[Any, Any]
 
 _CONSTANTS = (type(None), bool, int, float, str)
+
+
+def iadd(value: Any, other: Any) -> Any:
+    """``value += other`` in a graph, for numbers too: `operator.iadd` is written as a statement,
+    after which whatever reads ``value`` reads the sum."""
+    return operator.iadd(value, other)
+
+
+def isub(value: Any, other: Any) -> Any:
+    return operator.isub(value, other)
+
+
+def imul(value: Any, other: Any) -> Any:
+    return operator.imul(value, other)
+
+
+def itruediv(value: Any, other: Any) -> Any:
+    return operator.itruediv(value, other)
+
+
+_AUGMENTED = (iadd, isub, imul, itruediv)
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _SUMS = (operator.add, torch.add, "add")
-_SUMS_IN_PLACE = (operator.iadd, "add_")
-_IN_PLACE = (
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem, torch.relu_
-)  # fmt: skip
+_SUMS_IN_PLACE = (iadd, "add_")
+_IN_PLACE = (*_AUGMENTED, operator.setitem, torch.relu_)
 
 
 def record(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
@@ -54,7 +73,7 @@ def record(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
             if recorder.failed is None:
                 raise ProblemError(
                     f"model: torch.fx cannot record {kind}.forward, expected one without control "
-                    f"flow on tensors; optimise its parts instead ({_reason(error)})"
+                    f"flow on tensors or autocast; optimise its parts instead ({_reason(error)})"
                 ) from error
             path, part = recorder.failed
             opaque[path] = f"torch.fx cannot record {part}.forward: {_reason(error)}"
@@ -74,12 +93,35 @@ def is_norm_act(module: nn.Module) -> bool:
     return kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.")
 
 
+class _Proxy(fx.Proxy):
+    """Records ``a += b`` as what it is: `torch.fx` alone would record ``a + b``."""
+
+
+for _operation in _AUGMENTED:
+    setattr(
+        _Proxy,
+        f"__{_operation.__name__}__",
+        lambda self, other, _operation=_operation: self.tracer.create_proxy(
+            "call_function", _operation, (self, other), {}
+        ),
+    )
+
+
 class _Recorder(fx.Tracer):
     def __init__(self, opaque: dict[str, str] | None = None) -> None:
         super().__init__()
         self.opaque = {} if opaque is None else opaque  # torch.fx unpickles a graph with none
         self.failed: tuple[str, str] | None = None
         self.norm_acts: set[str] = set()
+        self.autocasts = _autocasts()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _autocasts() != self.autocasts:
+            raise RuntimeError("it uses autocast")  # of which the graph would know nothing
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if has_hooks(m) and next(m.children(), None) is not None:
@@ -108,6 +150,13 @@ class _Recorder(fx.Tracer):
             if self.failed is None and not self.is_leaf_module(m, path):
                 self.failed = path, type(m).__name__
             raise
+
+
+def _autocasts() -> int:
+    """How many contexts of autocast this is in, of those too that turn it off."""
+    count = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return count
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:

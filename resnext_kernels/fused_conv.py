@@ -37,12 +37,12 @@ class FusedConv2d(nn.Conv2d):
     _packed: tuple[Tensor | None, int | None, dict[torch.Size, Tensor]] = (None, None, {})
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        input = _entering(self, input)
+        input = entering(self, input)
         window = _window(self)
         if (
             window is not None
-            and _is_plain_inference(input, self.weight, residual)
-            and _takes_packed_weight(input)
+            and _is_plain_inference(self, input, residual)
+            and _takes_packed_weight(input, self.weight)
             and (residual is None or _is_like_output(self, residual, input, window))
         ):
             return self._run_packed(input, residual, window)
@@ -98,12 +98,12 @@ class FusedGroupedConv2d(GroupedConv2d):
     at_entry = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        input = _entering(self, input)
+        input = entering(self, input)
         window = _window(self)
         if window is None or not _is_usual(input):
             return _finish(super().forward(input), residual, self.relu)
         fits = residual is None or _is_like_output(self, residual, input, window)
-        plain = _is_plain_inference(input, self.weight, residual)
+        plain = _is_plain_inference(self, input, residual)
         convolve = ops.compute_fused if plain else ops.grouped_conv2d_fused
         out = convolve(
             input, self.weight, self.bias, residual if fits else None, *window,
@@ -121,14 +121,17 @@ def _window(conv: nn.Conv2d) -> Convolution | None:
     return (stride_y, stride_x), (top, left), (dilation_y, dilation_x), conv.groups
 
 
-def _entering(conv: FusedConv2d | FusedGroupedConv2d, input: Tensor) -> Tensor:
+def entering(conv: FusedConv2d | FusedGroupedConv2d, input: Tensor) -> Tensor:
+    """What ``conv`` computes on where it is called with ``input``."""
     if conv.at_entry and _is_usual(input) and input.device.type in ("cpu", "cuda"):
         return input.contiguous(memory_format=torch.channels_last)
     return input
 
 
-def _is_usual(input: Tensor) -> bool:
+def _is_usual(input: Any) -> bool:
     """Whether it is a batch with data, and no transform or recorder (but compilers) is at work."""
+    if not isinstance(input, Tensor):
+        return False
     if not torch.compiler.is_compiling() and has_torch_function((input,)):
         return False
     if torch.jit.is_tracing():
@@ -142,7 +145,7 @@ def _is_like_output(conv: nn.Conv2d, residual: Tensor, input: Tensor, window: Co
     if not (_is_usual(input) and _is_usual(residual)) or residual.device != input.device:
         return False
     kind, dtype = input.device.type, input.dtype
-    if torch.is_autocast_enabled(kind):
+    if ops.is_autocast(kind):
         dtype = torch.get_autocast_dtype(kind)
     sides = zip(input.shape[2:], conv.kernel_size, *window[:3], strict=True)
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides]
@@ -150,16 +153,18 @@ def _is_like_output(conv: nn.Conv2d, residual: Tensor, input: Tensor, window: Co
     return residual.dtype == dtype and residual.shape == shape
 
 
-def _is_plain_inference(input: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
+def _is_plain_inference(conv: nn.Conv2d, input: Tensor, residual: Tensor | None) -> bool:
     """Whether torch's dispatcher would only pass a call on to its implementation."""
     if not is_plain_thread():
         return False
-    grad = torch.is_grad_enabled()
-    return all(
-        is_plain(tensor) and not (grad and tensor.requires_grad)
-        for tensor in (input, weight, residual)
-        if tensor is not None
-    )
+    if not (is_plain(input) and is_plain(conv.weight)):
+        return False
+    if residual is not None and not is_plain(residual):
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    tensors = (input, conv.weight, conv.bias, residual)
+    return not any(tensor.requires_grad for tensor in tensors if tensor is not None)
 
 
 def _finish(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
@@ -168,10 +173,14 @@ def _finish(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
     return F.relu(out, inplace=True) if relu else out
 
 
-def _takes_packed_weight(input: Tensor) -> bool:
-    """Whether oneDNN serves an ``input`` without a mode or gradient with a weight so laid out."""
+def _takes_packed_weight(input: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN serves an ``input`` without a mode or gradient with a weight so laid out.
+
+    Not where they do not fit: it would not say so, or not as PyTorch does.
+    """
     usual = input.device.type == "cpu" and input.dim() == 4 and input.numel() > 0
-    return usual and torch._C._get_mkldnn_enabled() and _has_packed_weights(input.dtype)
+    fits = input.dtype == weight.dtype and input.shape[1:2] == weight.shape[1:2]
+    return usual and fits and torch._C._get_mkldnn_enabled() and _has_packed_weights(input.dtype)
 
 
 @functools.cache

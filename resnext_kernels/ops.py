@@ -266,9 +266,14 @@ def _fake_backward(
     )
 
 
+def is_autocast(device_type: str) -> bool:
+    """Whether autocast is on for a type of device; "meta", for one, has none to ask for."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def autocast(device_type: str, *args: Any) -> tuple[Any, ...]:
     """Cast floating tensors of ``args`` (float64 excepted, as ATen does) to what autocast asks."""
-    if not torch.is_autocast_enabled(device_type):
+    if not is_autocast(device_type):
         return args
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(_cast(arg, dtype) for arg in args)

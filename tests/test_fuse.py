@@ -103,6 +103,7 @@ def test_copies_pickles_and_state_dicts():
     again = rk.optimize_for_inference(fast)
     for same in (copy.deepcopy(fast), torch.load(file, weights_only=False), other, again):
         assert torch.equal(same(x), ref)
+        assert same is again or str(getattr(same, "report", "")) == str(fast.report)
 
 
 def test_inference_mode_and_gradient_by_the_input():

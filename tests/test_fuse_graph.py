@@ -1,5 +1,7 @@
 """What `optimize_for_inference` finds in a model, what it leaves, and why."""
 
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -173,6 +175,48 @@ def test_dropout_and_views_of_channels_last():
     fast = rk.optimize_for_inference(model)
     assert relative_error(fast(x), model(x)) < 1e-12
     assert not parts_of(fast, (nn.Dropout, nn.Identity, nn.BatchNorm2d))
+
+
+def test_augmented_assignments_write_in_place():
+    """Other names of the tensor see it, as in Python."""
+
+    def run(self, x):
+        left, right = self.bn(self.conv(x)).split(4, 1)
+        halves = [left, right]
+        left += right
+        left -= 1
+        right *= left
+        right /= 2
+        height = size = x.shape[2]
+        size += 1
+        return torch.cat(halves, 1) * size / height
+
+    def chain(self, x):
+        seen = x = self.bn(self.conv(x))
+        x += self.relu(x)
+        return seen
+
+    for forward in (run, chain):
+        fast = optimised(own(forward, **block()))
+        assert_same(pickle.loads(pickle.dumps(fast)), fast, images(channels=8))
+
+
+def test_autocast_in_a_forward_stays():
+    """`torch.fx` would record it as if there were none."""
+
+    def run(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return self.bn(self.conv(x))
+
+    inner = own(run, **block())
+    outer = own(lambda self, x: self.bn(self.conv(self.inner(x))), **block(), inner=inner).float()
+    fast = rk.optimize_for_inference(outer)
+    assert fast.report.left == {"inner": "torch.fx cannot record Own.forward: it uses autocast"}
+    assert list(fast.report.fused) == ["conv"]
+    x = images(torch.float32, channels=8)
+    with torch.no_grad(), torch.autocast("cpu"):
+        assert fast.inner(x).dtype == outer.inner(x).dtype == torch.float32
+        assert fast(x).dtype == outer(x).dtype == torch.bfloat16
 
 
 def test_view_that_is_written_to():

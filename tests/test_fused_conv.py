@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from fusible import images, small
+from fusible import block, images, own, small
 from small_models import relative_error
 from torch import nn
 
@@ -50,6 +50,57 @@ def test_weights_laid_out_once_follow_changes():
             part = x.to(dtype).repeat(2, 1, 1, 1)[:batch]
             truth = copy.deepcopy(fast).double()(part.double())
             assert relative_error(fast(part), truth) < (1e-5 if dtype != torch.bfloat16 else 3e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.randn(2, 8, 9, 9).bfloat16(), torch.randn(2, 6, 9, 9), torch.randn(2, 8, 2, 2), None],
+    ids=["dtype", "channels", "size", "none"],
+)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_bad_input_is_refused_as_by_torch(wrong, groups):
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=groups), nn.ReLU()).eval()
+    fast = rk.optimize_for_inference(model)
+    fast(torch.randn(2, 8, 9, 9))
+    with pytest.raises((TypeError, RuntimeError)) as expected:
+        model(wrong)
+    with pytest.raises(expected.type) as found:
+        fast(wrong)
+    if groups == 1:
+        assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_numbers_are_added(groups):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, groups=groups).double()
+
+        def forward(self, x, number):
+            return (self.conv(x) + number).relu()
+
+    model, x = Own().eval(), images(channels=8)
+    assert relative_error(rk.optimize_for_inference(model)(x, 0.5), model(x, 0.5)) < 1e-12
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_devices_without_autocast(groups):
+    parts = block(conv=nn.Conv2d(8, 8, 1, groups=groups))
+    fast = rk.optimize_for_inference(own(lambda self, x: self.conv(x) + x, **parts)).to("meta")
+    x = images(channels=8).to("meta")
+    assert fast(x).shape == x.shape
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradient_by_the_bias_alone(groups):
+    parts = block(conv=nn.Conv2d(8, 8, 3, groups=groups))
+    fast = rk.optimize_for_inference(own(lambda self, x: self.bn(self.conv(x)), **parts).float())
+    fast.conv.bias.requires_grad_()
+    out = fast(images(torch.float32, channels=8))
+    out.sum().backward()
+    assert torch.equal(fast.conv.bias.grad, torch.full((8,), float(out[:, 0].numel())))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -167,6 +167,12 @@ def test_vmap_calls_a_backend_once(backend, monkeypatch):
     assert [(p.batch, p.groups) for p in seen] == [(6, 2), (2, 6)]
 
 
+def test_a_device_without_autocast():
+    x, weight = torch.empty(2, 8, 5, 5, device="meta"), torch.empty(8, 4, 3, 3, device="meta")
+    found = func.vmap(lambda image: rk.grouped_conv2d(image, weight, groups=2))(x)
+    assert found.shape == (2, 8, 3, 3) and found.device.type == "meta"
+
+
 def test_errors_name_the_argument():
     x, w, _ = stacks()
     with pytest.raises(rk.ProblemError, match=r"groups=3: expected a positive divisor"):
