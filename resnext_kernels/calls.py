@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import ops
+from .fused_conv import FusedGroupedConv2d, entering
 from .nn import GroupedConv2d
 from .problem import ConvProblem, normalise
 
@@ -36,15 +38,18 @@ def grouped_calls(model: nn.Module, images: Tensor) -> list[Call]:
     that it has replaced. The model is run in evaluation mode.
 
     Raises:
-        ModelError: the model fails on the images.
+        ModelError: the model fails on the images, or these are no tensor.
     """
+    if not isinstance(images, Tensor):
+        raise ModelError(f"images: {type(images).__name__}, expected a Tensor")
     model = getattr(model, "_orig_mod", model)  # hooks would break the graph of torch.compile
     found: list[Call] = []
     hooks = [
         module.register_forward_pre_hook(
-            lambda module, args, name=name: found.append(
-                Call(name, module, _problem(module, args[0]))
-            )
+            lambda module, args, kwargs, name=name: found.append(
+                Call(name, module, _problem(module, *args[:1], **kwargs))
+            ),
+            with_kwargs=True,
         )
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d)
@@ -78,11 +83,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _problem(module: nn.Conv2d, input: Tensor) -> ConvProblem:
+    if isinstance(module, FusedGroupedConv2d):
+        input = entering(module, input)
+    input, weight = ops.autocast(input.device.type, input, module.weight)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     padding: Any = module.padding
     if module.padding_mode != "zeros":
         sides = module._reversed_padding_repeated_twice
         batched, padding = F.pad(batched, sides, mode=module.padding_mode), 0
     window = (module.stride, padding, module.dilation, module.groups)
-    batched, conv = normalise(batched, module.weight, *window)
-    return ConvProblem.of(batched, module.weight, *conv)
+    batched, conv = normalise(batched, weight, *window)
+    return ConvProblem.of(batched, weight, *conv)

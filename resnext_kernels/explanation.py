@@ -8,7 +8,7 @@ from typing import overload
 
 from torch import Tensor, nn
 
-from . import dispatch, tuning, user_table
+from . import dispatch, ops, tuning, user_table
 from .backends import BACKENDS, aten
 from .calls import Call, grouped_calls
 from .nn import GroupedConv2d
@@ -118,7 +118,8 @@ def explain(
     """
     if isinstance(input, nn.Module):
         return _of_model(input, weight)
-    batched = input.unsqueeze(0) if input.dim() == 3 else input
+    batched, weight = ops.autocast(input.device.type, input, weight)
+    batched = batched.unsqueeze(0) if batched.dim() == 3 else batched
     batched, conv = normalise(batched, weight, stride, padding, dilation, groups)
     validate(batched, weight, None, *conv)
     return _of_problem(ConvProblem.of(batched, weight, *conv), dispatch.AUTO)

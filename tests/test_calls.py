@@ -1,5 +1,7 @@
 """The grouped convolutions that a model is seen to call."""
 
+import dataclasses
+
 import pytest
 import torch
 from problems import problem
@@ -49,6 +51,38 @@ def test_other_modules_are_not_listed():
 
     model = nn.Sequential(nn.Conv2d(4, 4, 3), Own(4, 4, 1, groups=2), nn.ReLU())
     assert grouped_calls(model, torch.randn(1, 4, 6, 7)) == []
+
+
+def test_a_call_by_keyword():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(16, 16, 3, groups=2, padding=1)
+
+        def forward(self, x):
+            return self.conv(input=x)
+
+    (call,) = grouped_calls(Own(), torch.randn(problem(8).input_shape))
+    assert call.problem == problem(8)
+
+
+def test_calls_under_autocast_are_in_its_dtype():
+    conv = nn.Conv2d(16, 16, 3, groups=2, padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        (call,) = grouped_calls(conv, torch.randn(problem(8).input_shape))
+    assert call.problem == dataclasses.replace(problem(8), dtype=torch.bfloat16)
+
+
+def test_calls_of_an_optimised_model():
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, groups=2), nn.ReLU(), nn.Conv2d(16, 16, 1, groups=2))
+    calls = grouped_calls(rk.optimize_for_inference(model.eval()), torch.randn(1, 16, 6, 7))
+    assert [call.problem.channels_last for call in calls] == [True, True]
+
+
+@pytest.mark.parametrize("wrong", [(torch.randn(1, 3, 64, 64),), None, [[1.0]]], ids=type)
+def test_images_are_a_tensor(wrong):
+    with pytest.raises(ModelError, match=f"{type(wrong).__name__}, expected a Tensor"):
+        grouped_calls(tiny(), wrong)
 
 
 def test_the_model_is_left_as_it_was():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from tiny_suite import model_result
@@ -59,6 +60,33 @@ def test_the_layers_of_a_users_model(tmp_path):
     found = {(r["suite"], r["problem"], r["batch"]) for r in written(out)}
     names = ("8x9x9 g4 p0", "8x7x7->16 g2 p0")
     assert found == {(f"{model}:net", name, 2) for name in names}
+
+
+def test_a_users_model_of_several_files(tmp_path, monkeypatch):
+    """It finds those beside it, and is found itself, by dataclasses say, as if Python ran it."""
+    monkeypatch.setattr("sys.path", [*sys.path])
+    model, out = tmp_path / "net_of_two.py", tmp_path / "out.json"
+    (tmp_path / "beside_net.py").write_text(MODEL)
+    model.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from beside_net import net\n"
+        "@dataclass\n"
+        "class Options: width: int = 8\n"
+    )
+    assert main(["bench", "--model", f"{model}:net", *QUICK, "--json", str(out)]) == 0
+    assert {r["problem"] for r in written(out)} == {"8x9x9 g4 p0", "8x7x7->16 g2 p0"}
+
+
+@pytest.mark.parametrize("place", ["{}/read_only/out.json", "{}/read_only.json"])
+def test_a_file_that_cannot_be_written_is_refused_at_once(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: "read_only" not in str(path))
+    (tmp_path / "read_only").mkdir()
+    (tmp_path / "read_only.json").touch()
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "--json", place.format(tmp_path)])
+    assert caught.value.code == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_run_beside_an_earlier_one(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What is told of a call, and of all calls of a model: backends, reasons, predicted times."""
 
+import dataclasses
 import re
 
 import pytest
@@ -53,6 +54,13 @@ def test_raises_as_the_call_would():
 def test_takes_what_the_call_takes(arguments):
     assert rk.explain(*operands(), groups=2, **arguments).chosen["fprop"] in BACKENDS
     assert rk.explain(operands()[0][0], operands()[1], groups=2, **arguments)
+
+
+def test_a_call_under_autocast():
+    input, weight = operands()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rk.explain(input.bfloat16(), weight, padding=1, groups=2)
+    assert found.problem == dataclasses.replace(problem(8), dtype=torch.bfloat16)
 
 
 @pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)

@@ -38,6 +38,8 @@ def convs():
 def number(): return 3
 def pair(): return nn.Conv2d(4, 4, 1, groups=2), 1, 2
 def dense(): return nn.Conv2d(3, 8, 3)
+def tuple_of_images(): return convs()[0], (torch.randn(2, 3, 12, 10),)
+def no_images(): return convs()[0], torch.randn(0, 3, 12, 10)
 def fails(): return nn.Conv2d(4, 4, 3, groups=2)
 """
 
@@ -105,6 +107,8 @@ def test_tune_takes_a_model_of_the_users(models, capsys):
         ("{}:number", "returned int, expected a torch.nn.Module"),
         ("{}:pair", "ValueError"),
         ("{}:dense", "no grouped convolutions"),
+        ("{}:tuple_of_images", "tuple, expected a Tensor"),
+        ("{}:no_images", "expected at least one image"),
         ("{}:fails", "Conv2d fails on input (1, 3, 224, 224): RuntimeError"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,12 @@ def load(name: str) -> tuple[nn.Module, Tensor]:
         raise ModelError(f"{name}: returned {type(module).__name__}, expected a torch.nn.Module")
     if images is None:
         images = torch.randn(1, *getattr(module, "default_cfg", {}).get("input_size", _IMAGE))
+    if not isinstance(images, Tensor):
+        kind = type(images).__name__
+        raise ModelError(f"{name}: an example of type {kind}, expected a Tensor")
+    if images.numel() == 0:
+        shape = tuple(images.shape)
+        raise ModelError(f"{name}: an example of shape {shape}, expected at least one image")
     return module, images
 
 
@@ -56,6 +63,9 @@ def _of_file(path: str, function: str) -> Any:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    # As for a script: files beside it can be imported, and what it defines finds its module.
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    sys.modules.setdefault(spec.name, module)
     spec.loader.exec_module(module)
     return getattr(module, function)
 
