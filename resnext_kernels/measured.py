@@ -9,6 +9,8 @@ from typing import Any
 
 from .problem import ConvProblem, Direction, Pair
 
+_MOST = 2**40  # of a count and of milliseconds: products of them are still finite as floats
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -97,21 +99,27 @@ class Measured:
         )
 
 
-def _positive(value: float) -> float:
-    if not 0 < value < math.inf:
+def _time(value: float) -> float:
+    if not 0 < value < _MOST:
         raise ValueError(f"{value!r}: expected a positive number")
+    return value
+
+
+def _count(value: int) -> int:
+    if not isinstance(value, int) or not 0 < value < _MOST:
+        raise ValueError(f"{value!r}: expected a positive integer")
     return value
 
 
 def _pair(values: Sequence[int]) -> Pair:
     height, width = values
-    return int(_positive(height)), int(_positive(width))
+    return _count(height), _count(width)
 
 
 _PARSERS: dict[str, Callable[[Any], object]] = {
-    "direction": str, "dtype": str, "layout": str, "batch": _positive, "groups": _positive,
+    "direction": str, "dtype": str, "layout": str, "batch": _count, "groups": _count,
     "width": _pair, "size": _pair, "kernel": _pair, "stride": _pair,
-    "ours": _positive, "aten": _positive,
+    "ours": _time, "aten": _time,
 }  # fmt: skip
 
 

@@ -175,11 +175,8 @@ def write(backend: str, device: str, new: Mapping[str, Sequence[Measured]]) -> P
 
 def _replace(path: Path, text: str) -> None:
     """Write a file beside ``path`` and put it in its place in one step."""
-    handle, name = tempfile.mkstemp(dir=writable_folder(), prefix=f"{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    # A file made in a folder, unlike a temporary one, may be read by those who may read others.
+    with tempfile.TemporaryDirectory(dir=writable_folder(), prefix=f"{path.name}.") as place:
+        new = Path(place) / path.name
+        new.write_text(text)
+        os.replace(new, path)

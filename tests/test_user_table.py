@@ -57,10 +57,24 @@ def test_a_new_run_replaces_the_same_problems_and_keeps_others():
     assert runs == {"avx512": (newer, other), "avx2": (RECORD,)}
 
 
+def test_others_may_read_a_table(cache):
+    """As any other file of the folder that a site may share."""
+    write(RECORD)
+    (cache / "other").touch()
+    assert table().stat().st_mode == (cache / "other").stat().st_mode
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_a_damaged_table_is_ignored_with_one_warning(capsys):
     text = write(RECORD)
     contents = [text[:length] for length in range(0, len(text) - 2, 40)]
     contents += ["[]", "null", "{}", "[" * 100_000, '{"made_on": 3, "runs": []}']
+    for wrong in (
+        {"batch": 0.5}, {"groups": 10**400}, {"width": [0.5, 4]}, {"size": [5e-324, 1]},
+        {"kernel": [1 << 60, 3]}, {"stride": [True, "1"]}, {"ours": 10**400},
+    ):  # fmt: skip
+        run = {"hardware": "avx512", "records": [RECORD.to_json() | wrong]}
+        contents.append(json.dumps(json.loads(text) | {"runs": [run]}))
     contents += [text.replace("0.25", "NaN"), text.replace('"runs": [', '"runs": [1, ')]
     for content in contents:
         forget()
