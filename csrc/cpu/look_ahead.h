@@ -8,17 +8,19 @@ constexpr int64_t kLineBytes = 64;
 // Some rows of pixels, of which each of many parts of a computation asks for its share.
 class LookAhead {
  public:
-  // `rows` rows from `first` on, `pixels` pixels in each, `bytes` of every pixel; asked for in
-  // `parts` parts.
-  void start(const char* first, int64_t row_step, int64_t rows, int64_t pixel_step, int64_t pixels,
-             int64_t bytes, int64_t parts) {
-    row_ = first;
-    row_step_ = row_step;
+  // `rows` rows from `first` on, `pixels` pixels in each, `channels` elements of every pixel; asked
+  // for in `parts` parts.
+  template <class E>
+  void start(const E* first, const PixelStrides& strides, int64_t rows, int64_t pixels,
+             int64_t channels, int64_t parts) {
+    constexpr int64_t kBytes = sizeof(E);
+    row_ = reinterpret_cast<const char*>(first);
+    row_step_ = strides.h * kBytes;
     rows_ = rows;
     left_ = 0;
     if (rows <= 0) return;
-    lines_ = (bytes + kLineBytes - 1) / kLineBytes;
-    pixel_ends_ = pixel_step - (lines_ - 1) * kLineBytes;
+    lines_ = (channels * kBytes + kLineBytes - 1) / kLineBytes;
+    pixel_ends_ = strides.w * kBytes - (lines_ - 1) * kLineBytes;
     row_parts_ = (parts + rows - 1) / rows;
     share_ = (pixels * lines_ + row_parts_ - 1) / row_parts_;
   }

@@ -108,7 +108,7 @@ class TapRunner {
       for (int64_t y = row; y < row_end; ++y) {
         const int64_t last = std::min(c_.vertical.last_source(y), c_.src_rows - 1);
         for (; next <= last; ++next) load_row(next);
-        look_ahead(y, last + 1);
+        look_ahead(y);
         compute_row(y);
       }
     }
@@ -125,11 +125,12 @@ class TapRunner {
                 TileRow{p_.tile_cols, p_.col_words, step});
   }
 
-  // Turns to the source rows from `next` on that destination row y + 1 reads.
-  void look_ahead(int64_t y, int64_t next) {
+  // Turns to the source rows that destination row y + 1 reads and row y does not.
+  void look_ahead(int64_t y) {
+    const int64_t next = std::clamp<int64_t>(c_.vertical.last_source(y) + 1, 0, c_.src_rows);
     const int64_t rows = std::min(c_.vertical.last_source(y + 1) + 1, c_.src_rows) - next;
-    const int64_t step = c_.horizontal.source_step(), channels = S::unit_channels(c_);
-    const int64_t start = p_.col_lo + column_ * step;
+    const int64_t channels = S::unit_channels(c_);
+    const int64_t start = p_.col_lo + column_ * c_.horizontal.source_step();
     const int64_t from = std::max<int64_t>(start, 0);
     const int64_t to = std::min(start + p_.tile_cols, c_.src_cols);
     const E* first = static_cast<const E*>(c_.src) + n_ * c_.src_strides.n +
@@ -137,9 +138,7 @@ class TapRunner {
     const int64_t vectors = S::dst_vectors(c_), together = S::kIsLane ? 1 : kBlockVectors;
     const int64_t blocks = units_ * (vectors / together + vectors % together) * phases_ *
                            ((p_.columns + kMaxColumns - 1) / kMaxColumns);
-    constexpr int64_t kBytes = sizeof(E);
-    ahead_.start(reinterpret_cast<const char*>(first), c_.src_strides.h * kBytes, rows,
-                 c_.src_strides.w * kBytes, to - from, units_ * channels * kBytes, blocks);
+    ahead_.start(first, c_.src_strides, rows, to - from, units_ * channels, blocks);
   }
 
   // Taps of row y and of the phase's columns from column_ + j on. Those that read a zero beside the

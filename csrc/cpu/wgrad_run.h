@@ -160,8 +160,25 @@ class WgradRunner {
       const int64_t last = input_row(y, rows - 1) + (p_.kernel_h - 1) * p_.dilation_h;
       for (; next <= std::min(last, p_.in_h - 1); ++next) load_input(n, next);
       for (int64_t r = 0; r < rows; ++r) load_grad(n, y + r * kRows, row_end, r);
+      look_ahead(n, next, y + step, std::min(step, row_end - y - step));
       sum_rows(y, rows, partial);
     }
+  }
+
+  // Turns to `rows` output rows from y on, for which the input rows from `next` on are needed.
+  void look_ahead(int64_t n, int64_t next, int64_t y, int64_t rows) {
+    const int64_t parts = p_.kernel_h * units_ * run_count_;
+    const int64_t input_rows = std::min(rows * p_.stride_h, p_.in_h - next);
+    ahead_[0].start(pixel(w_.input, w_.input_strides, n, next, S::in_channels(p_)),
+                    w_.input_strides, input_rows, p_.in_w, units_ * S::in_channels(p_), parts);
+    ahead_[1].start(pixel(w_.grad_output, w_.grad_strides, n, y, S::out_channels(p_)),
+                    w_.grad_strides, rows, p_.out_w, units_ * S::out_channels(p_), parts);
+  }
+
+  // The chunk's channels of a row's first pixel.
+  const E* pixel(const void* images, const PixelStrides& strides, int64_t n, int64_t row,
+                 int64_t channels) const {
+    return static_cast<const E*>(images) + n * strides.n + row * strides.h + first_ * channels;
   }
 
   // The first input row that row r of words from output row y on meets.
@@ -176,8 +193,7 @@ class WgradRunner {
   // meets in its place.
   void load_input(int64_t n, int64_t row) {
     const int64_t channels = S::in_channels(p_), step = p_.stride_h * w_.input_strides.h;
-    const E* from = static_cast<const E*>(w_.input) + n * w_.input_strides.n +
-                    row * w_.input_strides.h + first_ * channels;
+    const E* from = pixel(w_.input, w_.input_strides, n, row, channels);
     fill_row<typename S::Fill>(S::Rows::rows(from, step, row >= 0, row + p_.stride_h < p_.in_h),
                                w_.input_strides.w, -p_.pad_w, p_.in_w, channels,
                                p_.in_channels - first_ * channels, units_, tile_ + input_slot(row),
@@ -186,8 +202,7 @@ class WgradRunner {
 
   void load_grad(int64_t n, int64_t row, int64_t row_end, int64_t slot) {
     const int64_t channels = S::out_channels(p_);
-    const E* from = static_cast<const E*>(w_.grad_output) + n * w_.grad_strides.n +
-                    row * w_.grad_strides.h + first_ * channels;
+    const E* from = pixel(w_.grad_output, w_.grad_strides, n, row, channels);
     // Rows of one unit lie together: a unit's step_rows rows, then the next unit.
     for (int64_t u = 0; u < units_; ++u)
       fill_row<typename S::Fill>(
@@ -215,6 +230,7 @@ class WgradRunner {
       for (int64_t u = 0; u < units_; ++u) {
         float* sums = partial + u * plan_.unit_weights;
         for (int64_t i = 0; i < run_count_; ++i) {
+          for (LookAhead& ahead : ahead_) ahead.part();
           if constexpr (S::kRun == 3) {
             if (runs_[i].count == 3) sum_run<3>(pixels, 0, u, vertical, runs_[i], sums);
             if (runs_[i].count == 2) sum_run<2>(pixels, 0, u, vertical, runs_[i], sums);
@@ -247,7 +263,8 @@ class WgradRunner {
   float* partial_;
   float *sums_ = nullptr, *tile_ = nullptr, *grads_ = nullptr;
   TapRun* runs_;
-  Columns* columns_;  // of each tap
+  Columns* columns_;    // of each tap
+  LookAhead ahead_[2];  // input, grad_output
   Vec check_ = zero();
   int64_t run_count_ = 0;
   int64_t *input_rows_, *grad_rows_;
