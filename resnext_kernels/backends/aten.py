@@ -27,9 +27,12 @@ def fprop(
     relu: bool,
 ) -> Tensor:
     """Return ``relu?(conv(input, weight) + bias + residual)``, shape ``problem.output_shape``."""
-    out = F.conv2d(
-        input, weight, bias, problem.stride, problem.padding, problem.dilation, problem.groups
-    )
+    if problem.device == "cpu" and _misses_every_column(problem):
+        out = _padding_alone(problem, bias)
+    else:
+        out = F.conv2d(
+            input, weight, bias, problem.stride, problem.padding, problem.dilation, problem.groups
+        )
     if residual is not None:
         out += residual
     if relu:
@@ -55,8 +58,8 @@ def wgrad(
 
     In the images' format, in which ATen computes it: a conversion is cheaper outside.
     """
-    if problem.dtype == torch.bfloat16 and problem.device == "cpu" and _has_idle_tap(problem):
-        grad_output, input = grad_output.float(), input.float()  # oneDNN would not write that tap
+    if problem.dtype == torch.bfloat16 and problem.device == "cpu" and _is_wrong_wgrad(problem):
+        grad_output, input = grad_output.float(), input.float()
     weight = torch.empty(
         problem.weight_shape,
         dtype=input.dtype,
@@ -66,18 +69,51 @@ def wgrad(
     return _backward(problem, grad_output, input, weight, [False, True, False])[1].to(problem.dtype)
 
 
-@functools.lru_cache(maxsize=4096)
-def _has_idle_tap(problem: ConvProblem) -> bool:
-    """Whether a tap of the kernel meets nothing but padding."""
+def _useful_taps(problem: ConvProblem) -> tuple[int, ...]:
+    """How many rows and columns of the kernel meet more than padding."""
     axes = zip(
         problem.in_size, problem.out_size, problem.kernel,
         problem.stride, problem.padding, problem.dilation, strict=True,
     )  # fmt: skip
-    return any(
-        not any(0 <= o * stride - padding + tap * dilation < size for o in range(outputs))
+    return tuple(
+        sum(
+            any(0 <= o * stride - padding + tap * dilation < size for o in range(outputs))
+            for tap in range(kernel)
+        )
         for size, outputs, kernel, stride, padding, dilation in axes
-        for tap in range(kernel)
     )
+
+
+def _misses_every_column(problem: ConvProblem) -> bool:
+    """Whether no tap meets a pixel, as strides step over the whole width of the images."""
+    return problem.stride[1] > problem.in_size[1] and _useful_taps(problem)[1] == 0
+
+
+def _padding_alone(problem: ConvProblem, bias: Tensor | None) -> Tensor:
+    """What `fprop` makes of padding alone, where oneDNN 3.12 may crash: zeros or the bias."""
+    out = torch.zeros(problem.output_shape, dtype=problem.dtype, device=problem.device)
+    if bias is not None and out.numel():
+        out += bias.view(-1, 1, 1)
+    return out.contiguous(memory_format=problem.memory_format)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_wrong_wgrad(problem: ConvProblem) -> bool:
+    """Whether oneDNN errs in bfloat16: seen in 3.12, whose ``jit_bf16`` kernels have the defects.
+
+    - Taps that meet only padding get what was in memory before.
+    - Of fewer than 16 channels in one group it reads a pixel one stride to the right and multiplies
+      it by zero; with a stride wider than the images that lies past their end, and may be NaN.
+    - Of other channels that fill no blocks of 16, interleaved (channels_last), in outputs of more
+      than 28 columns, it skips the rows of a dilation twice, and reads past the end as well.
+    """
+    if _useful_taps(problem) != problem.kernel:
+        return True
+    if problem.groups == 1 and problem.in_width < 16:
+        return problem.stride[1] > problem.in_size[1]
+    dilated = problem.dilation[0] > 1 and problem.stride[0] == 1
+    partial = problem.channels_last and problem.in_width % 16 != 0
+    return dilated and partial and problem.out_size[1] > 28
 
 
 def _backward(

@@ -24,15 +24,18 @@ def tolerance(dtype: torch.dtype, device: str) -> float:
     return TOLERANCES[dtype]
 
 
-def relative_error(out: Tensor, truth: Tensor) -> float:
-    """``||out - truth|| / ||truth||`` in float64; infinite for another shape, NaN or infinity."""
+def relative_error(out: Tensor, truth: Tensor, least_norm: float = 0.0) -> float:
+    """``||out - truth|| / ||truth||`` in float64; infinite for another shape, NaN or infinity.
+
+    ``least_norm`` stands in for a smaller ``||truth||``.
+    """
     out, truth = out.detach(), truth.detach()
     if out.shape != truth.shape or not out.isfinite().all():
         return math.inf
     error = float((out.to(truth.device, torch.float64) - truth).norm())
     if error == 0:
         return 0.0
-    norm = float(truth.norm())
+    norm = max(float(truth.norm()), least_norm)
     return error / norm if norm else math.inf
 
 
@@ -42,6 +45,20 @@ def truth(problem: ConvProblem, direction: Direction, first: Tensor, second: Ten
     if direction == "fprop":
         return reference.fprop(problem, first, second, None)
     return getattr(reference, direction)(problem, first, second)
+
+
+def error(
+    problem: ConvProblem, direction: Direction, out: Tensor, first: Tensor, second: Tensor
+) -> float:
+    """The `relative_error` of one direction; operands in a backend's order.
+
+    Few sums, or many equal ones, may all but cancel, and what rounding leaves of any sum is large
+    beside them. Hence the norm is at least ``sqrt(sum((a * b)^2))`` over all products: the norm to
+    expect of the truth were their signs random.
+    """
+    squares = (operand.double().square() for operand in (first, second))
+    least_norm = math.sqrt(float(truth(problem, direction, *squares).sum()))
+    return relative_error(out, truth(problem, direction, first, second), least_norm)
 
 
 def fused_truth(
