@@ -23,7 +23,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip
 LOG := build/install.log
 SUITES := resnext50 resnext101_32x8d resnext101_64x4d regnet depthwise widths
-TUNE := $(PY) -m resnext_kernels bench --backend cpu aten --peers --layout channels_last contiguous
+LAYOUTS := channels_last contiguous
 # [build-system] requires of pyproject.toml: without build isolation pip leaves them to us.
 BUILD_REQUIREMENTS := 'setuptools>=77.0.3' 'ninja>=1.11'
 # torchvision and timm come without their dependencies, which would bring another torch.
@@ -59,8 +59,12 @@ gpu: ## build, test and time the CUDA kernels on this machine's GPU, with $(PYTH
 	$(PYTHON) benchmarks/gpu/run.py $(OUT)
 
 tuned: install ## measure anew what "auto" chooses by, and write it into the package
-	@for suite in $(SUITES); do $(TUNE) --suite $$suite --json build/tuned/$$suite.json; done
-	$(PY) benchmarks/update_tuned.py $(SUITES:%=build/tuned/%.json)
+	@for suite in $(SUITES); do for layout in $(LAYOUTS); do \
+	    $(PY) -m resnext_kernels bench --suite $$suite --backend cpu aten --layout $$layout \
+	        --json build/tuned/$$suite-$$layout.json; \
+	done; done
+	$(PY) benchmarks/update_tuned.py \
+	    $(foreach suite,$(SUITES),$(LAYOUTS:%=build/tuned/$(suite)-%.json))
 
 docs: install ## write the tables of README.md and docs and the plots anew from committed results
 	$(PY) benchmarks/update_readme.py
