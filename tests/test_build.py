@@ -85,7 +85,9 @@ def sources(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked source distribution."""
     to = tmp_path_factory.mktemp("sources")
     with tarfile.open(sdist) as archive:
-        archive.extractall(to, filter="data")
+        # Older Pythons, 3.11.2 for one, know neither the filter nor the argument.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(to)
     (folder,) = to.iterdir()
     return folder
 
