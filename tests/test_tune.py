@@ -168,6 +168,30 @@ def test_tune_fails_where_a_result_is_wrong(monkeypatch, capsys):
     assert {record.direction for record in records} == {"fprop", "wgrad"}
 
 
+@needs_cpu
+@pytest.mark.parametrize("done", [0, 2])
+def test_an_interrupted_run_keeps_whole_cases(monkeypatch, capsys, cache, done):
+    real, called = runner.interleaved, []
+
+    def interrupted(calls, *args):
+        if len(called) == done:
+            next(iter(calls.values()))[0]()
+            raise KeyboardInterrupt
+        called.append(calls)
+        return real(calls, *args)
+
+    monkeypatch.setattr(runner, "interleaved", interrupted)
+    assert main(["tune", "--device", "cpu", "--dtype", "float32", "--batch", "2"]) == 1
+    out = capsys.readouterr().out
+    assert f"interrupted: the last {6 - done} of 6 cases are not measured" in out
+    assert (f"written: {table()}" in out) == table().exists() == (done > 0)
+    records = sum(user_table.load("cpu", "cpu").runs.values(), ())
+    cases = suites.cases_of("resnext50", DIRECTIONS, [torch.float32], [2])
+    wanted = {(c.direction, c.layer.problem(2, torch.float32).in_size) for c in cases[:done]}
+    assert {(r.direction, r.size) for r in records} == wanted
+    assert len(records) == 2 * done
+
+
 def test_nothing_to_measure_is_a_misuse(monkeypatch, capsys):
     monkeypatch.setattr(dispatch, "DISABLED", frozenset({"cpu", "cuda", "triton"}))
     assert main(["tune", "--device", "cpu"]) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="measure on this machine which backend is the fastest",
         description='Measures a model\'s grouped layers, for "auto" to choose by on this machine. '
         f"The table is written to the folder {user_table.FOLDER}, by default "
-        "~/.cache/resnext_kernels. Exits with 1 where a result was wrong.",
+        "~/.cache/resnext_kernels. Exits with 1 where a result was wrong, or after an interrupt, "
+        "which keeps what is done.",
     )
     parser.add_argument(
         "--model", metavar="timm:NAME|torchvision:NAME|FILE.py:FUNCTION",
@@ -67,9 +69,11 @@ def run(args: argparse.Namespace) -> int:
     able = [case for case in cases if _backends(case)]
     if not able:
         raise UserError(f"nothing to measure: {_reasons(cases)}")
-    measurements = _measure(able)
+    measurements, left = _measure(able)
     found = records_of(measurements)
     print(_table(found))
+    if left:
+        print(f"{runner.INTERRUPTED}: the last {left} of {len(able)} cases are not measured")
     red = [m for m in measurements if m.timing is None]
     for m in red:
         print(f"WRONG, not recorded: {m.implementation.label}, {m.case}: error {m.error:.1e}")
@@ -78,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"written: {user_table.write(backend, device, runs)}")
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error}") from error
-    return 1 if red else 0
+    return 1 if red or left else 0
 
 
 def _writable_folder() -> Path:
@@ -129,21 +133,27 @@ def _reasons(cases: Sequence[Case]) -> str:
     )
 
 
-def _measure(cases: Sequence[Case]) -> list[Measurement]:
-    """Every backend and ATen on every case, on images in both layouts."""
+def _measure(cases: Sequence[Case]) -> tuple[list[Measurement], int]:
+    """Every backend and ATen on every case, on images in both layouts.
+
+    A KeyboardInterrupt ends it with the cases that are done; the number is that of those left.
+    """
     keep_freed_memory()
     progress = Progress(len(cases))
-    measurements = []
-    for case in cases:
-        implementations = [
-            OURS[name].in_layout(layout)
-            for layout in LAYOUTS
-            for name in (*_backends(case), aten.NAME)
-        ]
-        done = runner.measure(case, implementations, runner.SECONDS[case.device])
-        measurements += done
-        progress(done)
-    return measurements
+    measurements: list[Measurement] = []
+    left = len(cases)
+    with suppress(KeyboardInterrupt):
+        for case in cases:
+            implementations = [
+                OURS[name].in_layout(layout)
+                for layout in LAYOUTS
+                for name in (*_backends(case), aten.NAME)
+            ]
+            done = runner.measure(case, implementations, runner.SECONDS[case.device])
+            measurements += done
+            left -= 1
+            progress(done)
+    return measurements, left
 
 
 def records_of(measurements: Sequence[Measurement]) -> Found:
