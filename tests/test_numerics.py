@@ -4,23 +4,45 @@ import pytest
 import torch
 from problems import TOLERANCES, operand_shapes, problem, randn, truth
 
-from resnext_kernels.verification import numerics
+from resnext_kernels.backends import aten
+from resnext_kernels.verification import checks, numerics
 
 TOLERANCE = TOLERANCES[torch.float32]
 
 
-def test_error_of_a_sum_that_cancels():
-    """One sum of 64 products is next to nothing; float32 adds them with an error like theirs."""
-    case = problem(1, groups=1, batch=1, size=(8, 8), kernel=(1, 1))
-    grad, input = (randn(shape, torch.float32) for shape in operand_shapes(case, "wgrad"))
+CASE = problem(1, groups=1, batch=1, size=(8, 8), kernel=(1, 1))
+
+
+def cancelling() -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient and input of one weight, whose 64 products add up to next to nothing."""
+    grad, input = (randn(shape, torch.float32) for shape in operand_shapes(CASE, "wgrad"))
     grad[..., -1, -1] = 1
-    input[..., -1, -1] -= truth(case, "wgrad", grad, input).item()
-    expected = truth(case, "wgrad", grad, input)
+    input[..., -1, -1] -= truth(CASE, "wgrad", grad, input).item()
+    return grad, input
+
+
+def test_error_of_a_sum_that_cancels():
+    """float32 adds the products with an error like theirs."""
+    grad, input = cancelling()
+    expected = truth(CASE, "wgrad", grad, input)
     products = (grad.double() * input.double()).norm()
     rounded, wrong = expected + 2e-7 * products, expected + 2e-5 * products
     assert numerics.relative_error(rounded, expected) > TOLERANCE
-    assert numerics.error(case, "wgrad", rounded, grad, input) < TOLERANCE
-    assert numerics.error(case, "wgrad", wrong, grad, input) > TOLERANCE
+    assert numerics.error(CASE, "wgrad", rounded, grad, input) < TOLERANCE
+    assert numerics.error(CASE, "wgrad", wrong, grad, input) > TOLERANCE
+
+
+@pytest.mark.parametrize("added", [2e-7, 2e-5])
+def test_verify_measures_so_too(added, monkeypatch):
+    grad, input = cancelling()
+    drawn = iter([grad, input])
+    wrong = truth(CASE, "wgrad", grad, input) + added * (grad.double() * input.double()).norm()
+    monkeypatch.setattr(checks, "CHECKED", (CASE,))
+    monkeypatch.setattr(checks, "randn", lambda *args: next(drawn))
+    monkeypatch.setattr(aten, "wgrad", lambda *args: wrong.float())
+    outcome = checks.run(checks.Check("wgrad", torch.float32, 0), "cpu", ["aten"], seed=0)["aten"]
+    assert outcome.error == pytest.approx(added, rel=0.05)
+    assert bool(outcome.missed) == (added > TOLERANCE)
 
 
 @pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])

@@ -24,6 +24,7 @@ import resnext_kernels as rk
 from resnext_kernels import dispatch, ops
 from resnext_kernels.backends import triton
 from resnext_kernels.problem import DIRECTIONS, ConvProblem
+from resnext_kernels.verification import numerics
 
 if not triton.INTERPRETED:
     pytest.skip("TRITON_INTERPRET=1 is not set", allow_module_level=True)
@@ -85,7 +86,7 @@ def check(case, direction, dtype, layouts=("channels_last", "channels_last")):
         for shape, layout in zip(operand_shapes(case, direction), layouts, strict=True)
     ]
     out = run(case, direction, "triton", *operands)
-    assert relative_error(out, truth(case, direction, *operands)) < TOLERANCES[dtype]
+    assert numerics.error(case, direction, out, *operands) < TOLERANCES[dtype]
     return operands, out
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..backends import tf32
-from ..problem import Convolution, ConvProblem, Direction
+from ..problem import ConvProblem, Direction
 
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 _TF32_TOLERANCE = 1e-3
@@ -47,18 +47,22 @@ def truth(problem: ConvProblem, direction: Direction, first: Tensor, second: Ten
     return getattr(reference, direction)(problem, first, second)
 
 
+def least_norm(problem: ConvProblem, direction: Direction, first: Tensor, second: Tensor) -> float:
+    """``sqrt(sum((a * b)^2))`` over all products: the norm to expect were their signs random.
+
+    Few sums, or many equal ones, may all but cancel, and what rounding leaves of any sum is large
+    beside them.
+    """
+    squares = (operand.double().square() for operand in (first, second))
+    return math.sqrt(float(truth(problem, direction, *squares).sum()))
+
+
 def error(
     problem: ConvProblem, direction: Direction, out: Tensor, first: Tensor, second: Tensor
 ) -> float:
-    """The `relative_error` of one direction; operands in a backend's order.
-
-    Few sums, or many equal ones, may all but cancel, and what rounding leaves of any sum is large
-    beside them. Hence the norm is at least ``sqrt(sum((a * b)^2))`` over all products: the norm to
-    expect of the truth were their signs random.
-    """
-    squares = (operand.double().square() for operand in (first, second))
-    least_norm = math.sqrt(float(truth(problem, direction, *squares).sum()))
-    return relative_error(out, truth(problem, direction, first, second), least_norm)
+    """The `relative_error` of one direction and its `least_norm`; operands in a backend's order."""
+    operands = (problem, direction, first, second)
+    return relative_error(out, truth(*operands), least_norm(*operands))
 
 
 def fused_truth(
@@ -67,11 +71,6 @@ def fused_truth(
     """The float64 reference of ``relu(conv(input, weight) + bias + residual)``, on the CPU."""
     out = reference.fprop(problem, input.cpu(), weight.cpu(), bias.cpu())
     return (out + residual.double().cpu()).relu()
-
-
-def convolution(problem: ConvProblem) -> Convolution:
-    """Stride, padding, dilation and groups, as the operators take them."""
-    return problem.stride, problem.padding, problem.dilation, problem.groups
 
 
 def input_and_weight(
@@ -93,7 +92,7 @@ def call(
     Raises:
         ProblemError: the backend cannot serve the call.
     """
-    conv = convolution(problem)
+    conv = problem.convolution
     input, weight = input_and_weight(problem, direction, first, second)
     if direction == "fprop":
         return ops.grouped_conv2d(input, weight, None, *conv, backend)
