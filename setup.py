@@ -38,14 +38,9 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # OLDEST_TORCH, as tor
 CXX_STANDARD = "-std=c++20"  # the one that torch 2.13 builds its extensions with
 
 CXX_FLAGS = [
-    CXX_STANDARD,
-    "-O3",
-    "-DNDEBUG",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-fvisibility-inlines-hidden",
+    CXX_STANDARD, "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden",
     STABLE_ABI,
-]
+]  # fmt: skip
 NVCC_FLAGS = [
     CXX_STANDARD,
     "-O3",
@@ -240,6 +235,7 @@ class BuildWithoutTorch(build_ext):
 
 def build_command(plan: CudaPlan) -> type[build_ext]:
     """The build_ext command: torch's own, which compiles with ninja and nvcc."""
+    import torch
     from torch.utils import cpp_extension
 
     base = cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)
@@ -256,8 +252,11 @@ def build_command(plan: CudaPlan) -> type[build_ext]:
         def run(self) -> None:
             if is_set("FORCE_CUDA", os.environ) and plan.home is None:
                 raise SystemExit(f"{PACKAGE}: FORCE_CUDA=1, but {plan.reason}")
-            # torch sets this to None where torch itself was built without CUDA.
-            cpp_extension.CUDA_HOME = plan.home and str(plan.home)
+            # Both are None where torch was built without CUDA. It has ninja learn which headers a
+            # .cu file includes only where the version is known.
+            if plan.home:
+                cpp_extension.CUDA_HOME = str(plan.home)
+                torch.version.cuda = torch.version.cuda or nvcc_version(plan.home)
             if self.inplace:
                 self.remove_libraries_in_place()
             say(f"building the CPU library with {shlex.join(find_compiler(os.environ))}")
@@ -279,12 +278,9 @@ def build_command(plan: CudaPlan) -> type[build_ext]:
             compile = [*cxx, *shlex.split(os.environ.get("CXXFLAGS", ""))]
             link = [*cxx, "-shared", *shlex.split(os.environ.get("LDFLAGS", ""))]
             self.compiler.set_executables(
-                compiler_so=compile,
-                compiler_so_cxx=compile,
-                compiler_cxx=cxx,
-                linker_so_cxx=link,
-                linker_exe_cxx=cxx,
-            )
+                compiler_so=compile, compiler_so_cxx=compile,
+                compiler_cxx=cxx, linker_so_cxx=link, linker_exe_cxx=cxx,
+            )  # fmt: skip
             super().build_extensions()
 
     return BuildLibraries

@@ -67,8 +67,7 @@ def library() -> Path:
     if path.exists():
         return path
     sources, unfinished, objects = KEPT / "checkout", KEPT / "unfinished", KEPT / "objects"
-    # Objects too: beside a torch without CUDA, ninja does not know which headers a .cu includes.
-    for older in (sources, unfinished, objects, *KEPT.glob("cuda-*")):
+    for older in (sources, unfinished, *KEPT.glob("cuda-*")):
         shutil.rmtree(older, ignore_errors=True)
     sources.mkdir(parents=True)
     command = [sys.executable, "setup.py", "build_ext"]

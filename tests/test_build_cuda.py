@@ -142,6 +142,22 @@ def test_force_cuda_fails_without_nvcc(sources: Path, tmp_path: Path) -> None:
     assert f"FORCE_CUDA=1, but no nvcc in CUDA_HOME={tmp_path}" in done.stderr
 
 
+def test_a_changed_header_compiles_anew(sources: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "build_ext"]
+    command += ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path)]
+    environ = cuda_build.environment(TORCH_CUDA_ARCH_LIST="8.0")
+
+    def build() -> int:
+        """When the object of the .cu file was made."""
+        subprocess.run(command, cwd=sources, env=environ, check=True, capture_output=True)
+        return (tmp_path / "csrc" / "cuda" / "stand_in.o").stat().st_mtime_ns
+
+    made = build()
+    assert build() == made
+    (sources / "csrc" / "cuda" / "kernels.h").touch()
+    assert build() > made
+
+
 @pytest.fixture(scope="module")
 def library() -> Path:
     return cuda_build.library()
