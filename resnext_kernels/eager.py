@@ -62,8 +62,9 @@ def direct(
     if torch.is_grad_enabled() and (
         weight.requires_grad or input.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        window = (problem.stride, problem.padding, problem.dilation, problem.groups)
-        return Convolution.apply(input, weight, bias, *window, backend)
+        # Of inference tensors alone nothing is recorded: the dispatcher knows.
+        convolve = ops.grouped_conv2d if input.is_inference() else Convolution.apply
+        return convolve(input, weight, bias, *problem.convolution, backend)
     return ops.in_format(fprop(problem, input, weight, bias, None, False), problem.memory_format)
 
 

@@ -40,7 +40,11 @@ class GroupedConv2d(torch.nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         elif isinstance(self.padding, str):
-            input = F.pad(input, self._reversed_padding_repeated_twice)
+            if self.padding == "same":
+                height = self.dilation[0] * (weight.size(2) - 1)
+                width = self.dilation[1] * (weight.size(3) - 1)
+                left, top = width // 2, height // 2
+                input = F.pad(input, [left, width - left, top, height - top])
         else:
             padding = list(self.padding)
         batched = input if input.dim() != 3 else input.unsqueeze(0)
@@ -50,5 +54,11 @@ class GroupedConv2d(torch.nn.Conv2d):
         return output if input.dim() != 3 else output.squeeze(0)
 
     def extra_repr(self) -> str:
-        text = super().extra_repr()
+        try:
+            text = super().extra_repr()
+        except TypeError:  # torch shows no padding or dilation that was changed to an int
+            text = (
+                "{in_channels}, {out_channels}, kernel_size={kernel_size}, stride={stride}, "
+                "padding={padding}, dilation={dilation}, groups={groups}"
+            ).format_map(vars(self))
         return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"

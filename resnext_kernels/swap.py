@@ -196,6 +196,8 @@ def _reason_against(module: nn.Module) -> str:
         return "its forward was replaced on the instance"
     if hasattr(module, "activation_post_process"):
         return "prepared for quantisation, which converts torch.nn.Conv2d alone"
+    if getattr(module, "weight", None) is None:
+        return "it has no weight"
     if is_traceable_wrapper_subclass(module.weight):
         kind = type(module.weight).__name__
         return f"its weight is a {kind}: swap before sharding or quantising"

@@ -52,6 +52,24 @@ def test_gradients_are_short_and_alike(wanted, layout):
     assert not dispatched(lambda: gradients(convolve, *tensors))
 
 
+@pytest.mark.parametrize("inference", [(0, 1, 2), (0,), (1,), (1, 2)], ids=str)
+def test_inference_tensors_as_by_conv2d(inference):
+    """Where all are such, a model built and fed in inference mode, nothing is recorded outside."""
+    tensors = [tensor.requires_grad_(place > 0) for place, tensor in enumerate(operands())]
+    with torch.inference_mode():
+        for place in inference:
+            tensors[place] = tensors[place].clone().requires_grad_(place > 0)
+    if len(inference) == 3:
+        out, expected = convolve(*tensors), by_torch(*tensors)
+        assert_near(out, expected)
+        assert out.requires_grad == expected.requires_grad
+        assert out.is_inference() == expected.is_inference()
+    else:
+        for conv in (convolve, by_torch):
+            with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+                conv(*tensors)
+
+
 def test_the_graph_tells_its_node():
     x, w, b = operands()
     out = convolve(x.requires_grad_(), w, b)

@@ -197,9 +197,13 @@ def test_bad_construction_raises_what_conv2d_raises(settings):
     assert str(ours.value) == str(theirs.value)
 
 
-def test_settings_changed_after_construction():
-    """As code that trades stride for dilation does."""
+@pytest.mark.parametrize("changed", [((1, 1), (2, 3), (2, 3)), (1, 2, 2)])
+def test_settings_changed_after_construction(changed):
+    """As code that trades stride for dilation does, at times with ints, which torch computes with
+    but cannot show."""
     ours, theirs = pair(kernel_size=3, padding=1, stride=2)
     for module in (ours, theirs):
-        module.stride, module.padding, module.dilation = (1, 1), (2, 3), (2, 3)
+        module.stride, module.padding, module.dilation = changed
     assert_alike(ours, theirs, torch.randn(2, 8, 9, 9))
+    stride, padding, dilation = changed
+    assert f"stride={stride}, padding={padding}, dilation={dilation}, groups=" in repr(ours)

@@ -114,9 +114,10 @@ def test_torchscript_trace(settings):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_torchscript_of_settings_changed_after_construction():
+@pytest.mark.parametrize("padding", ["same", "valid", (2, 3)])
+def test_torchscript_of_settings_changed_after_construction(padding):
     module, x = grouped(SETTINGS[0]), torch.randn(2, 8, 9, 11)
-    module.stride, module.padding, module.dilation = (1, 1), (2, 3), (2, 3)
+    module.stride, module.padding, module.dilation = (1, 1), padding, (2, 3)
     for compiled in (torch.jit.script(module), torch.jit.trace(module, x)):
         assert relative_error(compiled(x), module(x)) < 1e-6
 

@@ -195,6 +195,16 @@ def test_everything_else_of_a_module_stays():
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_settings_changed_to_ints():
+    """As code that dilates a backbone does; torch computes with them but cannot show them."""
+    model, x = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=4)), images()
+    model[0].stride, model[0].padding, model[0].dilation = 1, 2, 2
+    ref = model(x)
+    report = replace_grouped_convs(model)
+    assert "stride=1, padding=2, dilation=2, groups=4" in report.replaced["0"]
+    assert relative_error(model(x), ref) < 1e-5
+
+
 def test_report_lets_go_of_the_model_after_restoring():
     model = network()
     report = replace_grouped_convs(model)

@@ -75,6 +75,13 @@ def quantisation_aware():
     return quantization.prepare_qat(module)
 
 
+def without_weight():
+    """As code that computes the weight itself leaves a module between two calls."""
+    module = conv()
+    del module.weight
+    return module
+
+
 class Wrapped(torch.Tensor):
     """The least of a tensor subclass that wraps others, as sharded and quantised weights are."""
 
@@ -117,6 +124,7 @@ def wrapped_weight():
         (parametrised, "ParametrizedConv2d is parametrised: swap before"),
         (lambda: nn.LazyConv2d(8, 3, groups=4), "LazyConv2d has no weight yet: swap after"),
         (lambda: conv(dtype=torch.complex64), "its weight is torch.complex64"),
+        (without_weight, "it has no weight"),
         (wrapped_weight, "its weight is a Wrapped: swap before sharding or quantising"),
         (prepared, "prepared for quantisation"),
         (quantised, "Conv2d of torch.ao.nn.quantized.modules.conv is quantised"),
