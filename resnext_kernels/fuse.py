@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from . import fuse_graph as graphs
+from .fuse_memory import bound_to_format
 from .fused_conv import FusedConv2d, FusedGroupedConv2d
 from .problem import ProblemError
 
@@ -109,9 +110,11 @@ class _Fuser:
         attributes = (str(node.target) for node in self.graph.find_nodes(op="get_attr"))
         self.read = {attribute.rpartition(".")[0] for attribute in attributes}
         self.found: dict[Any, list[str]] = {}
+        self.bound: set[fx.Node] = set()
 
     def run(self) -> FusionReport:
         self._remove_idle()
+        self.bound = bound_to_format(self.graph, self.modules)
         for node in self._calls_of(_ConvNd):
             if reason := self._reason_against(node):
                 self.report.left[str(node.target)] = reason
@@ -143,7 +146,7 @@ class _Fuser:
         for node in list(self.graph.nodes):
             if graphs.is_idle(node, self.modules):
                 _replace(node, node.all_input_nodes[0])
-            elif graphs.is_view(node, self.modules):
+            elif graphs.is_view(node):
                 node.target = "reshape"  # the same, but where only a copy has the asked shape
 
     def _reason_against(self, node: fx.Node) -> str:
@@ -154,6 +157,8 @@ class _Fuser:
             return f"it is called {self.calls[id(conv)]} times"
         if node.target in self.read:
             return "its parameters are read outside of it, too"
+        if node in self.bound:
+            return "a write to its output in another shape shows in its own memory format alone"
         return ""
 
     def _fuse(self, node: fx.Node) -> None:
@@ -251,8 +256,24 @@ def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
     conv.weight, conv.bias = nn.Parameter(weight.to(own)), nn.Parameter(bias.to(own))
 
 
+def _bring_up_to_date(conv: Any) -> None:
+    """Have pairs for settings, and paddings of the four sides, where these were changed after
+    construction, as code does that trades stride for dilation: torch reads them in each call."""
+    (out_channels, in_width), kernel_size = conv.weight.shape[:2], tuple(conv.weight.shape[2:])
+    padding = conv.padding if conv.padding_mode == "zeros" else 0
+    made = nn.Conv2d(
+        in_width * conv.groups, out_channels, kernel_size, conv.stride, padding, conv.dilation,
+        conv.groups, device="meta",
+    )  # fmt: skip
+    conv.kernel_size, conv.stride, conv.dilation = made.kernel_size, made.stride, made.dilation
+    if conv.padding_mode == "zeros":
+        conv.padding = made.padding
+        conv._reversed_padding_repeated_twice = made._reversed_padding_repeated_twice
+
+
 def _set_fused_class(conv: nn.Conv2d) -> None:
     conv.requires_grad_(False)
+    _bring_up_to_date(conv)
     if conv.groups > 1:
         conv.__class__ = FusedGroupedConv2d
     else:

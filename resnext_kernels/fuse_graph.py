@@ -43,11 +43,10 @@ def itruediv(value: Any, other: Any) -> Any:
     return operator.itruediv(value, other)
 
 
-_AUGMENTED = (iadd, isub, imul, itruediv)
+AUGMENTED = (iadd, isub, imul, itruediv)
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _SUMS = (operator.add, torch.add, "add")
 _SUMS_IN_PLACE = (iadd, "add_")
-_IN_PLACE = (*_AUGMENTED, operator.setitem, torch.relu_)
 
 
 def record(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
@@ -97,7 +96,7 @@ class _Proxy(fx.Proxy):
     """Records ``a += b`` as what it is: `torch.fx` alone would record ``a + b``."""
 
 
-for _operation in _AUGMENTED:
+for _operation in AUGMENTED:
     setattr(
         _Proxy,
         f"__{_operation.__name__}__",
@@ -261,24 +260,14 @@ def is_idle(node: fx.Node, modules: Modules) -> bool:
     return False
 
 
-def is_view(node: fx.Node, modules: Modules) -> bool:
-    """Whether it is a view of another shape, not of another dtype, that nothing is written to."""
+def is_view(node: fx.Node) -> bool:
+    """Whether it is a view of another shape, not of another dtype."""
     arguments = (*node.args[1:], *node.kwargs.values())
     return (
         node.op == "call_method"
         and node.target == "view"
         and not any(isinstance(argument, torch.dtype) for argument in arguments)
-        and not any(_writes(reader, modules) for reader in node.users)
     )
-
-
-def _writes(node: fx.Node, modules: Modules) -> bool:
-    """Whether it is known to write to what it reads."""
-    if node.op == "call_module":
-        return bool(getattr(modules[node.target], "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    return node.target in _IN_PLACE or bool(node.kwargs.get("inplace"))
 
 
 def writes_nothing(node: fx.Node, modules: Modules) -> bool:

@@ -219,18 +219,6 @@ def test_autocast_in_a_forward_stays():
         assert fast(x).dtype == outer(x).dtype == torch.bfloat16
 
 
-def test_view_that_is_written_to():
-    """It stays a view, which channels_last cannot give: an error, and no other result."""
-
-    def run(self, x):
-        x = self.bn(self.conv(x))
-        x.view(-1).mul_(2)
-        return x
-
-    with pytest.raises(RuntimeError, match="view size is not compatible"):
-        rk.optimize_for_inference(own(run, **block()))(images(channels=8))
-
-
 def test_convolution_with_two_names():
     model = own(lambda self, x: self.bn(self.other(self.conv(x))), **block())
     model.other = model.conv
@@ -285,3 +273,20 @@ def test_arguments_with_defaults():
     for wrong in ({"mask": torch.ones(())}, {"twice": True}):
         with pytest.raises(AssertionError, match="has been specialized"):
             fast(images(), **wrong)
+        with pytest.raises(AssertionError, match="has been specialized"):
+            fast(images(), **wrong)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(
+    "changed", [((1, 1), (2, 2), (2, 2)), (1, 2, 2), ((1, 1), "same", (2, 2))], ids=str
+)
+def test_settings_changed_after_construction(changed, groups):
+    """As code that dilates a backbone does."""
+    conv = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=groups)
+    conv.stride, conv.padding, conv.dilation = changed
+    model = nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU()).eval()
+    x = torch.randn(2, 8, 9, 11)
+    fast = rk.optimize_for_inference(model)
+    assert list(fast.report.fused) == ["0"]
+    assert fast(x).shape == model(x).shape and relative_error(fast(x), model(x)) < 1e-5

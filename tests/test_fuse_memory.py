@@ -1,0 +1,75 @@
+"""Writes to what is a view in one memory format and a copy in another: results stay the same."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fusible import block, images, optimised, own
+from small_models import relative_error
+from torch import nn
+
+import resnext_kernels as rk
+
+WRITES = {
+    "flatten": lambda self, y: y.flatten(1).mul_(2),
+    "function": lambda self, y: torch.flatten(y, 2).relu_(),
+    "module": lambda self, y: self.flat(y).add_(1),
+    "reshape": lambda self, y: torch.sigmoid_(y.reshape(2, -1)),
+    "ravel": lambda self, y: y.ravel().clamp_(min=0),
+    "contiguous": lambda self, y: y.contiguous().mul_(2),
+    "a copy in the original": lambda self, y: y.permute(0, 2, 3, 1).contiguous().mul_(2),
+    "views of it": lambda self, y: y.flatten(2).chunk(2, 1)[0].unsqueeze(0).mT.mul_(2),
+    "it after a view": lambda self, y: y.detach().transpose(2, 3).flatten(2)[:, 1:].mul_(2),
+    "item": lambda self, y: y.flatten(1).__setitem__(0, 0),
+    "inplace": lambda self, y: F.relu(y.flatten(1), True),
+    "inplace of a module": lambda self, y: self.relu(y.flatten(1)),
+    "out": lambda self, y: torch.mul(y, 3, out=y.contiguous()),
+}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_write_in_another_shape_is_read(kind, groups):
+    def run(self, x):
+        y = self.bn(self.conv(x))
+        WRITES[kind](self, y)
+        return self.last(y)
+
+    parts = block(conv=nn.Conv2d(8, 8, 3, padding=1, groups=groups), flat=nn.Flatten(2))
+    fast = optimised(own(run, **parts, last=nn.Conv2d(8, 4, 1)))
+    assert list(fast.report.fused) == ["last"]
+    assert "in another shape" in fast.report.left["conv"]
+
+
+def test_view_that_is_written_to():
+    def run(self, x):
+        y = self.bn(self.conv(x))
+        y.view(-1).mul_(2)
+        return y
+
+    model, x = own(run, **block()), images(channels=8)
+    assert relative_error(rk.optimize_for_inference(model)(x), model(x)) < 1e-12
+
+
+def test_a_write_that_is_read_in_the_other_shape():
+    def run(self, x):
+        y = self.conv(x)
+        flat = y.flatten(1)
+        y.mul_(2)
+        return flat
+
+    assert not optimised(own(run, **block())).report.fused
+
+
+HARMLESS = {
+    "not read again": lambda y: F.relu(y.flatten(1), inplace=True),
+    "before": lambda y: y.mul_(2).flatten(1) + y.flatten(1),
+    "a view in every format": lambda y: (y.permute(0, 2, 3, 1)[..., :3].mul_(2), y)[1],
+    "a copy in every format": lambda y: y.mean((2, 3)).view(2, -1, 1, 1).relu_() * y,
+    "size": lambda y: y.flatten(2).relu_().view(y.shape),
+}
+
+
+@pytest.mark.parametrize("kind", HARMLESS)
+def test_other_writes_do_not_matter(kind):
+    fast = optimised(own(lambda self, x: HARMLESS[kind](self.bn(self.conv(x))), **block()))
+    assert not fast.report.left
