@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import ops
-from .kept import Kept
 from .plain import is_plain, is_plain_thread
-
-_PLANS: Kept[ops.BackwardPlan] = Kept()
 
 
 def setup_forward(ctx, inputs, output) -> None:
@@ -32,25 +29,9 @@ def masked_backward(grad_output, input, weight, conv, mask, backend):
     operands = grad_output, input, weight
     # With gradients on, this is to be differentiated again.
     if not torch.is_grad_enabled() and is_plain_thread() and all(map(is_plain, operands)):
-        return _direct_backward(*operands, conv, mask, backend)
+        return ops.gradients(*operands, conv, mask, backend)
     grads = ops.grouped_conv2d_backward(*operands, *conv, mask, backend)
     return tuple(grad if wanted else None for grad, wanted in zip(grads, mask, strict=True))
-
-
-def _direct_backward(grad_output, input, weight, conv, mask, backend):
-    """`ops.compute_backward` by a plan kept from the first call of these shapes, see `eager`."""
-    key = (
-        grad_output.shape, grad_output.dtype, grad_output.get_device(),
-        input.shape, input.stride(), input.dtype, input.get_device(),
-        weight.shape, weight.stride(), weight.dtype, weight.get_device(),
-        *conv[0], *conv[1], *conv[2], conv[3], *mask, backend,
-    )  # fmt: skip
-    plan = _PLANS.get(key)
-    if plan is None:
-        problem = ops.checked_problem(input, weight, None, *conv)
-        ops.check_like_output("grad_output", grad_output, problem, input)
-        plan = _PLANS.keep(key, ops.plan_backward(problem, weight, mask, backend))
-    return ops.run_backward(plan, grad_output, input, weight)
 
 
 def setup_backward(ctx, inputs, output) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import dispatch, flops
 from .kept import Kept
-from .problem import ConvProblem, Pair, ProblemError, validate
+from .problem import Convolution, ConvProblem, Pair, ProblemError, validate
 
 _CONV = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
 LIBRARY = torch.library.Library("resnext_kernels", "DEF")
@@ -31,7 +31,11 @@ LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 ACTIVATIONS = ("none", "relu")
-_PROBLEMS: Kept[ConvProblem] = Kept()
+# A problem, and the backends chosen for its directions; of the backward ones, those wanted.
+_FPROP_PLANS: Kept[tuple[ConvProblem, ModuleType]] = Kept()
+_BACKWARD_PLANS: Kept[
+    tuple[ConvProblem, ModuleType | None, ModuleType | None, torch.memory_format]
+] = Kept()
 
 
 def checked_problem(
@@ -51,29 +55,6 @@ def checked_problem(
             raise ProblemError(f"{name}={tuple(value)}: expected values >= {least}")
     validate(input, weight, bias, stride, padding, dilation, groups)
     return ConvProblem.of(input, weight, stride, padding, dilation, groups)
-
-
-def _known_problem(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> ConvProblem:
-    """`checked_problem` for tensors with data, kept for the next call of the same shapes."""
-    key = (
-        input.shape, input.stride(), input.dtype, input.device,
-        weight.shape, weight.stride(), weight.dtype, weight.device,
-        None if bias is None else (bias.shape, bias.dtype, bias.device),
-        *stride, *padding, *dilation, groups,
-    )  # fmt: skip
-    problem = _PROBLEMS.get(key)
-    if problem is None:
-        problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
-        _PROBLEMS.keep(key, problem)
-    return problem
 
 
 def compute_forward(
@@ -103,9 +84,18 @@ def compute_fused(
     activation: str,
     backend: str,
 ) -> Tensor:
-    problem = _known_problem(input, weight, bias, stride, padding, dilation, groups)
+    key = (
+        input.shape, input.stride(), input.dtype, input.device,
+        weight.shape, weight.stride(), weight.dtype, weight.device,
+        None if bias is None else (bias.shape, bias.dtype, bias.device),
+        *stride, *padding, *dilation, groups, backend,
+    )  # fmt: skip
+    plan = _FPROP_PLANS.get(key)
+    if plan is None:
+        problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
+        plan = _FPROP_PLANS.keep(key, (problem, dispatch.choose(problem, "fprop", backend)))
+    problem, chosen = plan
     _check_epilogue(problem, input, residual, activation)
-    chosen = dispatch.choose(problem, "fprop", backend)
     out = chosen.fprop(problem, input, weight, bias, residual, activation == "relu")
     return in_format(out, problem.memory_format)
 
@@ -141,50 +131,42 @@ def compute_backward(
     output_mask: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    problem = _known_problem(input, weight, None, stride, padding, dilation, groups)
-    check_like_output("grad_output", grad_output, problem, input)
-    plan = plan_backward(problem, weight, output_mask, backend)
-    grads = run_backward(plan, grad_output, input, weight)
+    conv = (stride, padding, dilation, groups)
+    grads = gradients(grad_output, input, weight, conv, output_mask, backend)
     to_input, to_weight, to_bias = (grad_output.new_empty(0) if g is None else g for g in grads)
     return to_input, to_weight, to_bias
 
 
-class BackwardPlan(NamedTuple):
-    """Which backends compute the gradients of a problem; None for those not wanted."""
-
-    problem: ConvProblem
-    dgrad: ModuleType | None
-    wgrad: ModuleType | None
-    weight_format: torch.memory_format
-    to_bias: bool
-
-
-def plan_backward(
-    problem: ConvProblem, weight: Tensor, output_mask: Sequence[bool], backend: str
-) -> BackwardPlan:
-    """The plan for a checked problem; `ProblemError` where a named backend cannot serve it."""
-    to_input, to_weight, to_bias = output_mask
-    return BackwardPlan(
-        problem,
-        dispatch.choose(problem, "dgrad", backend) if to_input else None,
-        dispatch.choose(problem, "wgrad", backend) if to_weight else None,
-        format_of(weight),
-        to_bias,
-    )
-
-
-def run_backward(
-    plan: BackwardPlan, grad_output: Tensor, input: Tensor, weight: Tensor
+def gradients(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    conv: Convolution,
+    output_mask: Sequence[bool],
+    backend: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients by input, weight and bias that the plan wants."""
-    problem, dgrad, wgrad, weight_format, bias = plan
+    """The gradients by input, weight and bias; None for those not wanted."""
+    key = (
+        grad_output.shape, grad_output.dtype, grad_output.device,
+        input.shape, input.stride(), input.dtype, input.device,
+        weight.shape, weight.stride(), weight.dtype, weight.device,
+        *conv[0], *conv[1], *conv[2], conv[3], *output_mask, backend,
+    )  # fmt: skip
+    plan = _BACKWARD_PLANS.get(key)
+    if plan is None:
+        problem = checked_problem(input, weight, None, *conv)
+        check_like_output("grad_output", grad_output, problem, input)
+        dgrad = dispatch.choose(problem, "dgrad", backend) if output_mask[0] else None
+        wgrad = dispatch.choose(problem, "wgrad", backend) if output_mask[1] else None
+        plan = _BACKWARD_PLANS.keep(key, (problem, dgrad, wgrad, format_of(weight)))
+    problem, dgrad, wgrad, weight_format = plan
     to_input = to_weight = None
     if dgrad is not None:
         to_input = in_format(dgrad.dgrad(problem, grad_output, weight), problem.memory_format)
     if wgrad is not None:
         to_weight = wgrad.wgrad(problem, grad_output, input, weight_format)
         to_weight = in_format(to_weight, weight_format)
-    return to_input, to_weight, grad_output.sum((0, 2, 3)) if bias else None
+    return to_input, to_weight, grad_output.sum((0, 2, 3)) if output_mask[2] else None
 
 
 def format_of(tensor: Tensor) -> torch.memory_format:

@@ -156,6 +156,11 @@ class ConvProblem:
         return p, q
 
     @functools.cached_property
+    def convolution(self) -> Convolution:
+        """Stride, padding, dilation and groups, as the operators take them."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    @functools.cached_property
     def in_width(self) -> int:
         """Input channels of one group."""
         return self.in_channels // self.groups

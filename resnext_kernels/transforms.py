@@ -87,7 +87,7 @@ class _Trilinear(torch.autograd.Function):
         problem: ConvProblem,
         backend: str,
     ) -> Tensor:
-        conv = (problem.stride, problem.padding, problem.dilation, problem.groups)
+        conv = problem.convolution
         if output is None:
             return ops.grouped_conv2d(input, weight, None, *conv, backend)
         mask = [input is None, weight is None, False]

@@ -59,7 +59,7 @@ def run(
     Where the backend refuses the problem, check that it says why, and skip the test.
     """
     input, weight = numerics.input_and_weight(problem, direction, first, second)
-    called = ConvProblem.of(input, weight, *numerics.convolution(problem))
+    called = ConvProblem.of(input, weight, *problem.convolution)
     reasons = dispatch.not_supported_reasons(BACKENDS[backend], called, direction)
     try:
         out = numerics.call(problem, direction, backend, first, second)

@@ -66,9 +66,7 @@ def test_fprop_of_padding_alone(dtype):
     input = randn(case.input_shape, dtype, "channels_last")
     weight, residual = (randn(shape, dtype) for shape in (case.weight_shape, case.output_shape))
     bias = randn((case.out_channels, 1, 1, 1), dtype).flatten()
-    out = ops.grouped_conv2d_fused(
-        input, weight, bias, residual, *numerics.convolution(case), "none", "aten"
-    )
+    out = ops.grouped_conv2d_fused(input, weight, bias, residual, *case.convolution, "none", "aten")
     expected = bias.double().view(-1, 1, 1) + residual.double()
     assert out.dtype == dtype
     assert numerics.relative_error(out, expected) < TOLERANCES[dtype]

@@ -55,8 +55,8 @@ def test_it_comes_first():
 def test_what_nothing_speaks_against_is_served(loaded, direction):
     assert cuda.not_supported_reasons(SERVED, direction) == []
     assert dispatch.choose(SERVED, direction) is cuda
-    shapes = [2, 16, 6, 7], [16, 8, 3, 3]
-    assert loaded["asked"][0] == (*shapes, [1, 1], [1, 1], [1, 1], 2, SERVED.dtype.itemsize)
+    shapes = (2, 16, 6, 7), (16, 8, 3, 3)
+    assert loaded["asked"][0] == (*shapes, (1, 1), (1, 1), (1, 1), 2, SERVED.dtype.itemsize)
 
 
 @pytest.mark.parametrize(

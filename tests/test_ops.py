@@ -214,6 +214,18 @@ def _recorded(done: list[str], function):
     return wrapper
 
 
+def test_another_backend_for_the_same_shapes_is_asked_anew():
+    case = problem(8, groups=3)
+    input, weight = (randn(s, torch.float16) for s in (case.input_shape, case.weight_shape))
+    grad = ops.grouped_conv2d(input, weight, None, *case.convolution, "aten")
+    backward = (grad, input, weight, *case.convolution, [True, True, False])
+    ops.grouped_conv2d_backward(*backward, "aten")
+    with pytest.raises(rk.ProblemError, match="'cpu' cannot serve fprop"):
+        ops.grouped_conv2d(input, weight, None, *case.convolution, "cpu")
+    with pytest.raises(rk.ProblemError, match="'cpu' cannot serve dgrad"):
+        ops.grouped_conv2d_backward(*backward, "cpu")
+
+
 def test_nothing_is_recorded_without_grad():
     weight = leaf(torch.randn(8, 4, 3, 3))
     with torch.no_grad():

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from resnext_kernels import derivatives, dispatch, eager, tuning, user_table
+from resnext_kernels import dispatch, eager, ops, tuning, user_table
 
 
 def forget() -> None:
     """Forget everything that was read from tables."""
     for cached in (user_table._load, tuning.records, dispatch.choose):
         cached.cache_clear()
-    eager._PLANS.clear()
-    derivatives._PLANS.clear()
+    for plans in (eager._PLANS, ops._FPROP_PLANS, ops._BACKWARD_PLANS):
+        plans.clear()
 
 
 @pytest.fixture

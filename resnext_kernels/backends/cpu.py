@@ -72,7 +72,7 @@ def fprop(
     if bias is not None:
         bias = bias.contiguous()
     torch.ops.resnext_kernels_cpu.fprop(
-        _pixels(input), _filters(weight), bias, residual, out, *_conv(problem), relu
+        _pixels(input), _filters(weight), bias, residual, out, *problem.convolution, relu
     )
     return out
 
@@ -81,7 +81,7 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient by the input, shape ``problem.input_shape``."""
     out = _empty(problem.input_shape, problem)
     torch.ops.resnext_kernels_cpu.dgrad(
-        _pixels(grad_output), _filters(weight), out, *_conv(problem)
+        _pixels(grad_output), _filters(weight), out, *problem.convolution
     )
     return out
 
@@ -91,7 +91,9 @@ def wgrad(
 ) -> Tensor:
     """Return the gradient by the weight, shape ``problem.weight_shape``, in ``memory_format``."""
     out = torch.empty(problem.weight_shape, dtype=problem.dtype, memory_format=memory_format)
-    torch.ops.resnext_kernels_cpu.wgrad(_pixels(grad_output), _pixels(input), out, *_conv(problem))
+    torch.ops.resnext_kernels_cpu.wgrad(
+        _pixels(grad_output), _pixels(input), out, *problem.convolution
+    )
     return out
 
 
@@ -111,7 +113,3 @@ def _filters(weight: Tensor) -> Tensor:
 
 def _empty(shape: tuple[int, ...], problem: ConvProblem) -> Tensor:
     return torch.empty(shape, dtype=problem.dtype, memory_format=torch.channels_last)
-
-
-def _conv(problem: ConvProblem) -> tuple[list[int], list[int], list[int], int]:
-    return list(problem.stride), list(problem.padding), list(problem.dilation), problem.groups

@@ -77,9 +77,8 @@ def runs_on(capability: tuple[int, int], archs: str) -> bool:
 
 def _reasons_of_kernels(problem: ConvProblem) -> list[str]:
     reason = torch.ops.resnext_kernels_cuda.not_supported_reason(
-        list(problem.input_shape), list(problem.weight_shape), *_conv(problem),
-        problem.dtype.itemsize,
-    )  # fmt: skip
+        problem.input_shape, problem.weight_shape, *problem.convolution, problem.dtype.itemsize
+    )
     return [reason] if reason else []
 
 
@@ -104,8 +103,9 @@ def fprop(
     if bias is not None:
         bias = _aligned(bias.contiguous())
     torch.ops.resnext_kernels_cuda.fprop(
-        _pixels(input), _filters(weight), bias, residual, out, *_conv(problem), relu, tf32.allowed()
-    )
+        _pixels(input), _filters(weight), bias, residual, out,
+        *problem.convolution, relu, tf32.allowed(),
+    )  # fmt: skip
     return out
 
 
@@ -113,7 +113,7 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient by the input, shape ``problem.input_shape``."""
     out = _empty(problem.input_shape, grad_output)
     torch.ops.resnext_kernels_cuda.dgrad(
-        _pixels(grad_output), _filters(weight), out, *_conv(problem), tf32.allowed()
+        _pixels(grad_output), _filters(weight), out, *problem.convolution, tf32.allowed()
     )
     return out
 
@@ -126,7 +126,9 @@ def wgrad(
     Partial sums are added up in a fixed order: equal operands give equal bits.
     """
     out = _empty(problem.weight_shape, input)
-    torch.ops.resnext_kernels_cuda.wgrad(_pixels(grad_output), _pixels(input), out, *_conv(problem))
+    torch.ops.resnext_kernels_cuda.wgrad(
+        _pixels(grad_output), _pixels(input), out, *problem.convolution
+    )
     return out
 
 
@@ -151,7 +153,3 @@ def _empty(shape: tuple[int, int, int, int], like: Tensor) -> Tensor:
     return torch.empty(
         shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
     )
-
-
-def _conv(problem: ConvProblem) -> tuple[list[int], list[int], list[int], int]:
-    return list(problem.stride), list(problem.padding), list(problem.dilation), problem.groups

@@ -81,7 +81,7 @@ def result_of(direction: Direction, returned: Any) -> Tensor:
 
 
 def _bind_ours(problem: ConvProblem, direction: Direction, x: Operands, *, backend: str) -> Call:
-    conv = (problem.stride, problem.padding, problem.dilation, problem.groups)
+    conv = problem.convolution
     if direction == "fprop":
         return partial(grouped_conv2d, x.input, x.weight, None, *conv, backend=backend)
     return partial(  # what autograd calls on the way back
