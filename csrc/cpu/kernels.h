@@ -11,9 +11,9 @@ namespace rnk::cpu {
 struct Kernels {
   const char* name;
 
-  // fprop and dgrad
+  // fprop and dgrad; where run_taps returns false, only exact sums tell what is infinite or NaN
   TapPlan (*plan_taps)(const TapConv&, int64_t threads);
-  void (*run_taps)(const TapConv&, const TapPlan&, float* scratch, int64_t begin, int64_t end);
+  bool (*run_taps)(const TapConv&, const TapPlan&, float* scratch, int64_t begin, int64_t end);
 
   // wgrad; the two that write grad_weight return whether all that they wrote is finite
   WgradPlan (*plan_wgrad)(const Wgrad&, int64_t threads);

@@ -115,12 +115,16 @@ void parallel_tasks(int64_t tasks, int64_t words, F f) {
   });
 }
 
-void run(const TapConv& conv) {
+void run(TapConv conv) {
   const Kernels& k = kernels();
   const TapPlan plan = k.plan_taps(conv, threads());
+  std::atomic<bool> done = true;
   parallel_tasks(plan.tasks, plan.scratch_words, [&](float* scratch, int64_t begin, int64_t end) {
-    k.run_taps(conv, plan, scratch, begin, end);
+    if (!k.run_taps(conv, plan, scratch, begin, end)) done = false;
   });
+  if (done) return;
+  conv.exact = true;
+  run(conv);
 }
 
 // fprop from input to output, or dgrad from grad_output to grad_input.

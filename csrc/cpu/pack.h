@@ -3,6 +3,7 @@
 // included in its namespace. It reads along whatever lies side by side in memory.
 #pragma once
 
+// Inlined: a vector's store may change any memory, so what is not in registers is read again.
 template <class S>
 class WeightPacker {
   using E = typename S::E;
@@ -28,7 +29,7 @@ class WeightPacker {
   }
 
   // Returns what `passed` tells by whether all weights are finite.
-  Vec pack(float* to) const {
+  [[gnu::always_inline]] Vec pack(float* to) const {
     if (c_.weight_dst == 1) return pack_lanes(to);
     if (c_.weight_src == 1) return pack_sources(to);
     return pack_taps(to);
@@ -36,7 +37,7 @@ class WeightPacker {
 
  private:
   // Destination channels side by side (dgrad, channels_last): a vector of lanes as it lies there.
-  Vec pack_lanes(float* to) const {
+  [[gnu::always_inline]] Vec pack_lanes(float* to) const {
     Vec check = zero();
     for (int64_t t = 0; t < c_.taps(); ++t)
       for (int64_t s = 0; s < c_.src_width; s += Math::kPerWord, to += kLanes) {
@@ -52,7 +53,7 @@ class WeightPacker {
     return check;
   }
 
-  Vec lanes_at(int64_t offset) const {
+  [[gnu::always_inline]] Vec lanes_at(int64_t offset) const {
     if constexpr (!S::kIsLane) return load_elements(rows_[0] + offset, lanes_);
     E values[kLanes] = {};  // the lanes of several groups
     for (int lane = 0; lane < lanes_; ++lane) values[lane] = rows_[lane][offset];
@@ -60,7 +61,7 @@ class WeightPacker {
   }
 
   // Source channels side by side (fprop, channels_last). Pairs need an even number of them.
-  Vec pack_sources(float* to) const {
+  [[gnu::always_inline]] Vec pack_sources(float* to) const {
     Vec check = zero();
     using Word = std::conditional_t<Math::kPerWord == 2, float, E>;
     const int64_t words = S::tap_words(c_), ahead = kLanes * c_.weight_dst;
@@ -77,7 +78,7 @@ class WeightPacker {
   }
 
   // Taps side by side (contiguous weights); in fprop all source channels follow each other, too.
-  Vec pack_taps(float* to) const {
+  [[gnu::always_inline]] Vec pack_taps(float* to) const {
     Vec check = zero();
     const int64_t taps = c_.taps();
     const bool runs_on = c_.weight_src == taps && Math::kPerWord == 1;
@@ -113,7 +114,8 @@ class WeightPacker {
   // n words of every row from element `offset` on, zeros where there is no row. What lies `ahead`
   // is read soon: too many streams for the hardware to follow.
   template <class Word>
-  void load_rows(int64_t offset, int n, int64_t ahead, Vec (&values)[kLanes]) const {
+  [[gnu::always_inline]] void load_rows(int64_t offset, int n, int64_t ahead,
+                                        Vec (&values)[kLanes]) const {
     for (int lane = 0; lane < kLanes; ++lane) {
       values[lane] = zero();
       if (!rows_[lane]) continue;

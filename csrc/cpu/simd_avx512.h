@@ -11,6 +11,8 @@ inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline Vec broadcast(const float* p) { return _mm512_set1_ps(*p); }
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 inline Vec relu(Vec a) { return _mm512_max_ps(_mm512_setzero_ps(), a); }
 inline Vec bit_or(Vec a, Vec b) { return _mm512_or_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
@@ -76,6 +78,12 @@ inline Vec spread(Vec v) {
   } else {
     return v;
   }
+}
+
+// Channels 4 * HALF to 4 * HALF + 3 of each group of 8, twice, so that spread<4> finds them.
+template <int HALF>
+inline Vec half_groups(const float* p) {
+  return _mm512_castpd_ps(_mm512_permutex_pd(_mm512_castps_pd(load(p)), HALF ? 0xEE : 0x44));
 }
 
 // rows[i][k] -> rows[k][i]

@@ -15,6 +15,8 @@ inline Vec load(const float* p) {
 }
 inline Vec broadcast(const float* p) { return Vec{*p, *p, *p, *p}; }
 inline Vec add(Vec a, Vec b) { return a + b; }
+inline Vec sub(Vec a, Vec b) { return a - b; }
+inline Vec mul(Vec a, Vec b) { return a * b; }
 inline Vec bit_or(Vec a, Vec b) {
   typedef int32_t Bits __attribute__((vector_size(16)));
   return reinterpret_cast<Vec>(reinterpret_cast<Bits>(a) | reinterpret_cast<Bits>(b));

@@ -8,6 +8,7 @@ struct LaneStrategy {
   using Math = MathT;
   using E = ElementT;
   static constexpr bool kIsLane = true;
+  static constexpr int kWidth = WIDTH;
 
   static int64_t units(const TapConv& c) { return (c.src_channels() + kLanes - 1) / kLanes; }
   static int64_t unit_channels(const TapConv&) { return kLanes; }
@@ -27,10 +28,23 @@ struct LaneStrategy {
     store(to, load_elements(from, n));
   }
 
+  // Inlined for wide groups, whose sums must stay in registers; narrow ones leave it to the
+  // compiler, which then has more registers for addresses.
   template <int COLS, int VECS>
-  static void run(const TapConv&, const TapPlan&, const float* unit, int64_t column,
-                  const TapRuns& taps, const float* weight, Vec (&acc)[COLS * VECS]) {
+  [[gnu::always_inline]] static void run(const TapConv&, const TapPlan&, const float* unit,
+                                         int64_t column, const TapRuns& taps, const float* weight,
+                                         Vec (&acc)[COLS * VECS]) {
     static_assert(VECS == 1);
+    if constexpr (WIDTH < 4) {
+      run_narrow<COLS>(unit, column, taps, weight, acc);
+    } else {
+      lane_kernel<Math, WIDTH, COLS>(unit, column, taps, weight, acc);
+    }
+  }
+
+  template <int COLS>
+  static void run_narrow(const float* unit, int64_t column, const TapRuns& taps,
+                         const float* weight, Vec (&acc)[COLS]) {
     lane_kernel<Math, WIDTH, COLS>(unit, column, taps, weight, acc);
   }
 };
@@ -40,6 +54,7 @@ struct BroadcastStrategy {
   using Math = MathT;
   using E = ElementT;
   static constexpr bool kIsLane = false;
+  static constexpr int kWidth = 0;  // known when it runs
 
   static int64_t units(const TapConv& c) { return c.groups; }
   static int64_t unit_channels(const TapConv& c) { return c.src_width; }

@@ -63,6 +63,7 @@ struct TapConv {
   const void* residual = nullptr;  // dense NHWC like dst, or null
   const void* bias = nullptr;      // dst channels, or null
   bool relu = false;
+  bool exact = false;  // sums of products of weights and pixels only
 
   // weight element (group, dst channel d, src channel s, tap t) lies at
   // group * weight_group + d * weight_dst + s * weight_src + t * weight_tap

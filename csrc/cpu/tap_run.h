@@ -11,6 +11,39 @@ constexpr int64_t kGroupColumns = 4 * kMaxColumns;
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 constexpr int64_t round_down(int64_t value, int64_t step) { return value / step * step; }
 
+// Full lines of a result that the caches cannot hold go past them: nothing is read to be
+// overwritten.
+template <class S>
+bool streams(const TapConv& c) {
+  constexpr int64_t kBytes = sizeof(typename S::E);
+  return c.batch * c.dst_rows * c.dst_cols * c.dst_channels() * kBytes > kStreamBytes &&
+         kBytes * kLanes == 64 && S::unit_dst(c) % kLanes == 0 && c.dst_channels() % kLanes == 0 &&
+         reinterpret_cast<uintptr_t>(c.dst) % 64 == 0;
+}
+
+// What is done to n sums of destination channels, from `channel` on, before they are written.
+template <class E>
+class Epilogue {
+ public:
+  Epilogue(const TapConv& c, int64_t channel, int n)
+      : residual_(static_cast<const E*>(c.residual)), n_(n), relu_(c.relu) {
+    bias_ = c.bias ? load_elements(static_cast<const E*>(c.bias) + channel, n) : zero();
+  }
+
+  // Of the pixel whose first one lies at element `at`.
+  Vec operator()(Vec sums, int64_t at) const {
+    Vec out = add(sums, bias_);
+    if (residual_) out = add(out, load_elements(residual_ + at, n_));
+    return relu_ ? relu(out) : out;
+  }
+
+ private:
+  Vec bias_;
+  const E* residual_;
+  int n_;
+  bool relu_;
+};
+
 template <class S>
 class TapRunner {
   using E = typename S::E;
@@ -42,12 +75,7 @@ class TapRunner {
     p.chunk_units = chunks.units;
     p.chunks = chunks.count;
 
-    // Full lines of a result that the caches cannot hold go past them: nothing is read to be
-    // overwritten.
-    const int64_t dst_bytes = c.batch * c.dst_rows * c.dst_cols * c.dst_channels() * sizeof(E);
-    p.stream = dst_bytes > kStreamBytes && sizeof(E) * kLanes == 64 &&
-               S::unit_dst(c) % kLanes == 0 && c.dst_channels() % kLanes == 0 &&
-               reinterpret_cast<uintptr_t>(c.dst) % 64 == 0;
+    p.stream = streams<S>(c);
 
     // Bands of rows only where chunks and images do not give every thread a few tasks.
     const int64_t bands = (4 * threads + p.chunks * c.batch - 1) / (p.chunks * c.batch);
@@ -59,7 +87,7 @@ class TapRunner {
     return p;
   }
 
-  static void run(const TapConv& c, const TapPlan& p, float* scratch, int64_t begin, int64_t end) {
+  static bool run(const TapConv& c, const TapPlan& p, float* scratch, int64_t begin, int64_t end) {
     TapRunner runner(c, p, scratch);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t band = task % p.row_bands, rest = task / p.row_bands;
@@ -69,6 +97,7 @@ class TapRunner {
                    std::min(c.dst_rows, (band + 1) * p.band_rows));
     }
     if (p.stream) stream_fence();
+    return true;
   }
 
  private:
@@ -248,13 +277,8 @@ class TapRunner {
   template <int COLS, int VECS>
   void epilogue(Vec (&acc)[COLS * VECS], int i, int64_t channel, int64_t at, int n) {
     const int64_t step = phases_ * c_.dst_channels();
-    const Vec bias = c_.bias ? load_elements(static_cast<const E*>(c_.bias) + channel, n) : zero();
-    const E* residual = static_cast<const E*>(c_.residual);
-    for (int t = 0; t < COLS; ++t) {
-      Vec out = add(acc[t * VECS + i], bias);
-      if (residual) out = add(out, load_elements(residual + at + t * step, n));
-      acc[t * VECS + i] = c_.relu ? relu(out) : out;
-    }
+    const Epilogue<E> apply(c_, channel, n);
+    for (int t = 0; t < COLS; ++t) acc[t * VECS + i] = apply(acc[t * VECS + i], at + t * step);
   }
 
   const TapConv& c_;
@@ -266,11 +290,3 @@ class TapRunner {
   int64_t window_, phases_;
   int64_t n_ = 0, first_ = 0, units_ = 0, slot_words_ = 0, column_ = 0;
 };
-
-inline TapPlan plan_taps(const TapConv& c, int64_t threads) {
-  return with_strategy(c, [&]<class S>() { return TapRunner<S>::plan(c, threads); });
-}
-inline void run_taps(const TapConv& c, const TapPlan& p, float* scratch, int64_t begin,
-                     int64_t end) {
-  with_strategy(c, [&]<class S>() { TapRunner<S>::run(c, p, scratch, begin, end); });
-}

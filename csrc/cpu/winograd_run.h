@@ -1,0 +1,286 @@
+// Runs a TapConv of 3x3 taps a pixel apart by Winograd's F(2x2, 3x3) for one instruction set: cuts
+// the destination into blocks of tiles, transforms a chunk's weights once and a unit's patches once
+// a block; included in its namespace.
+#pragma once
+
+constexpr int64_t kWinogradWeightWords = 128 * 1024;  // of a chunk
+
+// `all` cut into even parts of at most `most`.
+struct Parts {
+  int64_t count, size;
+
+  Parts(int64_t all, int64_t most)
+      : count((all + most - 1) / most), size((all + count - 1) / count) {}
+};
+
+template <class S>
+class WinogradRunner {
+  using E = typename S::E;
+  static constexpr int kVecs = S::kIsLane ? 1 : kBlockVectors;
+
+ public:
+  // A task is a block of tiles of one image, for one chunk of units.
+  static TapPlan plan(const TapConv& c, int64_t threads) {
+    const WinogradRunner r(c);
+    TapPlan p;
+    p.units = S::units(c);
+    p.unit_weights = S::dst_vectors(c) * r.vector_weights_;
+    const Chunks chunks(p.units, kWinogradWeightWords / p.unit_weights, threads);
+    p.chunk_units = chunks.units;
+    p.chunks = chunks.count;
+    p.stream = streams<S>(c);
+    p.tasks = p.chunks * c.batch * r.rows_.count * r.cols_.count;
+    p.scratch_words = p.chunk_units * p.unit_weights + r.tap_weights_ + kPoints * r.point_words_ +
+                      kPoints * kVecs * kBlockWords +
+                      round_up(p.chunk_units * r.channels_ + kLanes, 16);
+    return p;
+  }
+
+  // Returns whether all sums are finite.
+  static bool run(const TapConv& c, const TapPlan& p, float* scratch, int64_t begin, int64_t end) {
+    WinogradRunner runner(c);
+    runner.lay_out(p, scratch);
+    if (begin < end) runner.look_ahead(begin, S::dst_vectors(c));  // while it packs weights
+    for (int64_t task = begin; task < end; ++task) runner.block(task, task + 1 < end);
+    if (p.stream) stream_fence();
+    return passed(runner.check_);
+  }
+
+ private:
+  struct Block {
+    int64_t chunk, n, row, col;  // its first tile's
+  };
+
+  explicit WinogradRunner(const TapConv& c)
+      : c_(c),
+        tile_rows_((c.dst_rows + 1) / 2),
+        tile_cols_((c.dst_cols + 1) / 2),
+        cols_(tile_cols_, most_tiles(c)),
+        rows_(tile_rows_, most_tiles(c) / cols_.size),
+        channels_(S::unit_channels(c)),
+        point_words_((channels_ + kLanes - 1) / kLanes * kBlockWords),
+        tap_weights_(9 * S::tap_words(c) * kLanes),
+        vector_weights_(kPoints * S::tap_words(c) * kLanes) {}
+
+  // With several vectors half the registers are enough for sums: points then overlap better.
+  static int64_t most_tiles(const TapConv& c) {
+    return kVecs > 1 && S::dst_vectors(c) > 1 ? kTiles / 2 + 1 : kTiles;
+  }
+
+  void lay_out(const TapPlan& p, float* scratch) {
+    plan_ = &p;
+    weights_ = scratch;
+    taps_ = weights_ + p.chunk_units * p.unit_weights;
+    patches_ = taps_ + tap_weights_;
+    products_ = patches_ + kPoints * point_words_;
+    zeros_ = reinterpret_cast<E*>(products_ + kPoints * kVecs * kBlockWords);
+    std::fill_n(zeros_, p.chunk_units * channels_ + kLanes, E{0});
+  }
+
+  Block block_of(int64_t task) const {
+    const int64_t col = task % cols_.count, rest = task / cols_.count;
+    const int64_t row = rest % rows_.count, image = rest / rows_.count;
+    return {image / c_.batch, image % c_.batch, row * rows_.size, col * cols_.size};
+  }
+
+  void block(int64_t task, bool more) {
+    const Block b = block_of(task);
+    if (b.chunk != chunk_) start_chunk(b.chunk);
+    list_pixels(b);
+    if (more) look_ahead(task + 1, kPoints * ((S::dst_vectors(c_) + kVecs - 1) / kVecs));
+    for (int64_t u = 0; u < units_; ++u) unit(u);
+  }
+
+  void start_chunk(int64_t chunk) {
+    chunk_ = chunk;
+    first_ = chunk * plan_->chunk_units;
+    units_ = std::min(plan_->chunk_units, plan_->units - first_);
+    const int64_t words = S::tap_words(c_) * kLanes;
+    // dgrad meets the pixels of a patch from the last tap to the first.
+    const bool turned = c_.vertical.transposed;
+    float* to = weights_;
+    for (int64_t u = 0; u < units_; ++u)
+      for (int64_t v = 0; v < S::dst_vectors(c_); ++v, to += vector_weights_) {
+        WeightPacker<S>(c_, first_ + u, v).pack(taps_);
+        for (int64_t w = 0; w < words; w += kLanes) {
+          Vec g[9];
+          for (int t = 0; t < 9; ++t) g[t] = load(taps_ + (turned ? 8 - t : t) * words + w);
+          transform_taps(g, to + w, words);
+        }
+        ask_ahead();
+      }
+  }
+
+  const E* source(const Block& b, int64_t row, int64_t col) const {
+    return static_cast<const E*>(c_.src) + b.n * c_.src_strides.n + row * c_.src_strides.h +
+           col * c_.src_strides.w + b.chunk * plan_->chunk_units * channels_;
+  }
+  int64_t result(const Block& b, int64_t row, int64_t col) const {
+    return ((b.n * c_.dst_rows + row) * c_.dst_cols + col) * c_.dst_channels();
+  }
+  // Of the block's first patch.
+  int64_t first_row(const Block& b) const { return 2 * b.row + c_.vertical.first_source(0); }
+  int64_t first_col(const Block& b) const { return 2 * b.col + c_.horizontal.first_source(0); }
+
+  // Zeros stand for what lies beside the source; results beside the destination are at -1.
+  void list_pixels(const Block& b) {
+    rows_here_ = std::min(rows_.size, tile_rows_ - b.row);
+    cols_here_ = std::min(cols_.size, tile_cols_ - b.col);
+    source_cols_ = 2 * cols_here_ + 2;
+    const E** source_at = sources_;
+    for (int64_t i = 0; i < 2 * rows_here_ + 2; ++i)
+      for (int64_t j = 0; j < source_cols_; ++j) {
+        const int64_t row = first_row(b) + i, col = first_col(b) + j;
+        const bool there = row >= 0 && row < c_.src_rows && col >= 0 && col < c_.src_cols;
+        *source_at++ = there ? source(b, row, col) : zeros_;
+      }
+    int64_t* result_at = results_;
+    for (int64_t y = 0; y < rows_here_; ++y)
+      for (int64_t x = 0; x < cols_here_; ++x)
+        for (int i = 0; i < 4; ++i) {
+          const int64_t row = 2 * (b.row + y) + i / 2, col = 2 * (b.col + x) + i % 2;
+          *result_at++ = row < c_.dst_rows && col < c_.dst_cols ? result(b, row, col) : -1;
+        }
+  }
+
+  // Turns to the pixels that a task reads, and blocks before it did not, and to those it writes;
+  // they are asked for in `parts` parts a unit.
+  void look_ahead(int64_t task, int64_t parts) {
+    const Block b = block_of(task);
+    const int64_t units = plan_->chunk_units;
+    const int64_t row = std::max<int64_t>(first_row(b) + (b.row > 0 ? 2 : 0), 0);
+    const int64_t col = std::max<int64_t>(first_col(b) + (b.col > 0 ? 2 : 0), 0);
+    const int64_t rows = std::min(first_row(b) + 2 * rows_.size + 2, c_.src_rows) - row;
+    const int64_t cols = std::min(first_col(b) + 2 * cols_.size + 2, c_.src_cols) - col;
+    sources_ahead_.start(source(b, row, col), c_.src_strides, cols > 0 ? rows : 0, cols,
+                         units * channels_, parts * units);
+    if (plan_->stream) return;
+    const PixelStrides dense = {0, c_.dst_cols * c_.dst_channels(), c_.dst_channels()};
+    const E* to = static_cast<const E*>(c_.dst) + result(b, 2 * b.row, 2 * b.col) +
+                  b.chunk * units * S::unit_dst(c_);
+    results_ahead_.start(to, dense, std::min(2 * rows_.size, c_.dst_rows - 2 * b.row),
+                         std::min(2 * cols_.size, c_.dst_cols - 2 * b.col), units * S::unit_dst(c_),
+                         parts * units);
+  }
+
+  void ask_ahead() {
+    sources_ahead_.part();
+    results_ahead_.part();
+  }
+
+  void unit(int64_t u) {
+    const int64_t here = std::min(channels_, c_.src_channels() - (first_ + u) * channels_);
+    float* to = patches_;
+    for (int64_t c = 0; c < here; c += kLanes, to += kBlockWords) {
+      const int n = static_cast<int>(std::min<int64_t>(kLanes, here - c));
+      for (int64_t y = 0; y < rows_here_; ++y) {
+        const E* const* sources = sources_ + 2 * y * source_cols_;
+        float* row_to = to + y * cols_here_ * kLanes;
+        if (n == kLanes) {
+          tile_row<kLanes>(sources, u * channels_ + c, n, row_to);
+        } else {
+          tile_row<0>(sources, u * channels_ + c, n, row_to);
+        }
+      }
+    }
+    const int64_t vectors = S::dst_vectors(c_);
+    int64_t v = 0;
+    for (; v + kVecs <= vectors; v += kVecs) multiply<kVecs>(u, v);
+    for (; v < vectors; ++v) multiply<1>(u, v);
+  }
+
+  // Transforms n channels (N, if that is not 0) of the patches of a row of tiles. Each pair of
+  // columns serves two tiles.
+  template <int N>
+  void tile_row(const E* const* sources, int64_t channel, int n, float* to) const {
+    // In registers: a vector's store may change any memory.
+    const int64_t row = source_cols_, cols = cols_here_, step = point_words_;
+    const auto column = [=](int64_t j, Vec(&v)[4]) {
+      Vec d[4];
+      for (int i = 0; i < 4; ++i) d[i] = load_elements(sources[i * row + j] + channel, N ? N : n);
+      transform_column(d, v);
+    };
+    Vec v[4][4];
+    column(0, v[0]);
+    column(1, v[1]);
+    for (int64_t x = 0; x < cols; ++x, to += kLanes) {
+      column(2 * x + 2, v[2]);
+      column(2 * x + 3, v[3]);
+      transform_columns(v, to, step);
+      for (int i = 0; i < 4; ++i) {
+        v[0][i] = v[2][i];
+        v[1][i] = v[3][i];
+      }
+    }
+  }
+
+  // VECS vectors of destination channels from v on.
+  template <int VECS>
+  void multiply(int64_t u, int64_t v) {
+    const int tiles = static_cast<int>(rows_here_ * cols_here_);
+    const float* weights = weights_ + u * plan_->unit_weights + v * vector_weights_;
+    const Products operands = {patches_,         weights,      products_,
+                               S::tap_words(c_), point_words_, vector_weights_};
+    const auto between = [this] { ask_ahead(); };
+    if constexpr (S::kIsLane) {
+      multiply_lane(tiles, operands, between);
+    } else {
+      multiply_broadcast<VECS>(tiles, operands, between, std::make_integer_sequence<int, kTiles>());
+    }
+    const int64_t unit = first_ + u, dst_unit = S::unit_dst(c_);
+    const int64_t unit_end = std::min((unit + 1) * dst_unit, c_.dst_channels());
+    for (int i = 0; i < VECS; ++i) {
+      const int64_t channel = unit * dst_unit + (v + i) * kLanes;
+      const int n = static_cast<int>(std::min<int64_t>(kLanes, unit_end - channel));
+      const float* products = products_ + i * kPoints * kBlockWords;
+      if (n < kLanes || c_.bias || c_.residual || c_.relu) {
+        finish<false, false>(tiles, products, channel, n);
+      } else if (plan_->stream) {
+        finish<true, true>(tiles, products, channel, n);
+      } else {
+        finish<true, false>(tiles, products, channel, n);
+      }
+    }
+  }
+
+  // Turns products into results; PLAIN ones are whole vectors without an epilogue.
+  template <bool PLAIN, bool STREAM>
+  void finish(int tiles, const float* products, int64_t channel, int n) {
+    const Epilogue<E> epilogue(c_, channel, n);
+    E* const dst = static_cast<E*>(c_.dst);
+    Vec check = check_;
+    for (int t = 0; t < tiles; ++t, products += kLanes) {
+      Vec y[4];
+      transform_products(products, kBlockWords, y);
+      for (int i = 0; i < 4; ++i) {
+        const int64_t at = results_[4 * t + i] + channel;
+        if (at < channel) continue;
+        check = check_finite<F32>(check, y[i]);
+        E* to = dst + at;
+        if constexpr (STREAM) {
+          stream_elements(to, y[i]);
+        } else if constexpr (PLAIN) {
+          store_elements(to, y[i], kLanes);
+        } else {
+          store_elements(to, epilogue(y[i], at), n);
+        }
+      }
+    }
+    check_ = check;
+  }
+
+  const TapConv& c_;
+  const TapPlan* plan_ = nullptr;
+  int64_t tile_rows_, tile_cols_;  // of an image
+  Parts cols_, rows_;              // blocks of them
+  int64_t channels_;               // of a unit
+  int64_t point_words_, tap_weights_, vector_weights_;
+  float *weights_ = nullptr, *taps_ = nullptr, *patches_ = nullptr, *products_ = nullptr;
+  E* zeros_ = nullptr;
+  LookAhead sources_ahead_, results_ahead_;
+  Vec check_ = zero();
+  int64_t chunk_ = -1, first_ = 0, units_ = 0;
+  int64_t rows_here_ = 0, cols_here_ = 0, source_cols_ = 0;  // of the block
+  const E* sources_[4 * (2 * kTiles + 2)];
+  int64_t results_[4 * kTiles];
+};

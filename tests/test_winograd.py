@@ -1,0 +1,85 @@
+"""What Winograd's way, by which the CPU kernels compute 3x3 taps at stride 1, must not change."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import TOLERANCES, operand_shapes, problem, randn, relative_error, run, truth
+
+import resnext_kernels.backends.cpu as cpu
+
+pytestmark = pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
+DTYPES = pytest.mark.parametrize("dtype", cpu.DTYPES, ids=lambda dtype: str(dtype)[6:])
+DIRECTIONS = pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+CASES = [
+    *(
+        problem(width, padding=(pad, 3 - pad), size=(9, 30))
+        for width in (8, 24)
+        for pad in range(4)
+    ),
+    problem(8, groups=3, size=(8, 9)),
+    problem(8, 16, groups=3, size=(8, 9)),
+    problem(40, 24, groups=1, size=(5, 57)),
+    problem(16, groups=70, batch=1, size=(6, 6)),  # two chunks
+    problem(64, groups=5, batch=3, size=(7, 7)),
+    problem(16, groups=1, batch=1, size=(1, 64)),
+    problem(112, groups=1, batch=1, size=(33, 2)),
+    problem(9, 11, groups=4, batch=5, size=(3, 3)),
+    problem(16, batch=7, size=(2, 5)),
+]
+
+
+@DTYPES
+@DIRECTIONS
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_parity(case, direction, dtype):
+    operands = [randn(shape, dtype) for shape in operand_shapes(case, direction)]
+    result = run(case, direction, "cpu", *operands)
+    assert relative_error(result, truth(case, direction, *operands)) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("width", [8, 16, 64, 168])
+def test_as_accurate_as_products_summed_in_order(width):
+    case = problem(width, groups=1, batch=1, size=(12, 12))
+    input, weight = (randn(shape, torch.float32) for shape in operand_shapes(case, "fprop"))
+    pixels = F.unfold(input, 3, padding=1)[0]
+    in_order = torch.zeros(width, pixels.shape[1])
+    for w, x in zip(weight.reshape(width, -1).T, pixels, strict=True):
+        in_order.addcmul_(w[:, None], x)
+    expected = truth(case, "fprop", input, weight)
+    ours = relative_error(run(case, "fprop", "cpu", input, weight), expected)
+    assert ours < 1.2 * relative_error(in_order.view_as(expected), expected)
+
+
+@DIRECTIONS
+def test_sums_of_pixels_beyond_the_largest_number(direction):
+    """They are infinite in a patch's transform, and in no result."""
+    case = problem(16, size=(9, 10))
+    shapes = operand_shapes(case, direction)
+    operands = [
+        3e38 * randn(shapes[0], torch.float32).sign(),
+        1e-3 * randn(shapes[1], torch.float32),
+    ]
+    result = run(case, direction, "cpu", *operands)
+    assert relative_error(result, truth(case, direction, *operands)) < TOLERANCES[torch.float32]
+
+
+@DTYPES
+def test_an_infinite_pixel_beside_an_epilogue(dtype):
+    """What is computed anew gets its residual once."""
+    case = dataclasses.replace(problem(24, groups=3, batch=2, size=(11, 12)), dtype=dtype)
+    input, weight, bias, residual = (
+        randn(shape, dtype, "channels_last" if len(shape) == 4 else "contiguous")
+        for shape in (case.input_shape, case.weight_shape, (72,), case.output_shape)
+    )
+    input[1, 30, 5, 5] = float("inf")
+    conv = case.stride, case.padding, case.dilation, case.groups
+    sums = F.conv2d(input.double(), weight.double(), bias.double(), *conv) + residual.double()
+    result = cpu.fprop(case, input, weight, bias, residual, True)
+    expected = sums.relu()
+    assert torch.equal(result.isinf(), expected.isinf()) and expected.isinf().any()
+    finite = expected.isfinite()
+    assert relative_error(result.where(finite, 0), expected.where(finite, 0)) < TOLERANCES[dtype]
