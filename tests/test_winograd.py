@@ -1,4 +1,4 @@
-"""What Winograd's way, by which the CPU kernels compute 3x3 taps at stride 1, must not change."""
+"""What Winograd's way, by which the CPU kernels compute 3x3 taps, must not change."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ CASES = [
     problem(112, groups=1, batch=1, size=(33, 2)),
     problem(9, 11, groups=4, batch=5, size=(3, 3)),
     problem(16, batch=7, size=(2, 5)),
+    *(
+        problem(w, padding=(pad, 3 - pad), size=(18, 61), stride=(2, 2))
+        for w in (8, 24)
+        for pad in range(4)
+    ),
+    problem(40, 24, groups=1, size=(9, 70), stride=(2, 2)),
+    problem(56, groups=7, batch=3, size=(14, 14), stride=(2, 2)),
+    problem(17, 19, groups=5, batch=1, size=(33, 7), stride=(2, 2)),
 ]
 
 
@@ -41,14 +49,15 @@ def test_parity(case, direction, dtype):
     assert relative_error(result, truth(case, direction, *operands)) < TOLERANCES[dtype]
 
 
-@pytest.mark.parametrize("width", [8, 16, 64, 168])
-def test_as_accurate_as_products_summed_in_order(width):
-    case = problem(width, groups=1, batch=1, size=(12, 12))
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [8, 24, 64, 168])
+def test_as_accurate_as_products_summed_in_order(width, stride):
+    case = problem(width, groups=2, batch=1, size=(12, 16), stride=(stride, stride))
     input, weight = (randn(shape, torch.float32) for shape in operand_shapes(case, "fprop"))
-    pixels = F.unfold(input, 3, padding=1)[0]
-    in_order = torch.zeros(width, pixels.shape[1])
-    for w, x in zip(weight.reshape(width, -1).T, pixels, strict=True):
-        in_order.addcmul_(w[:, None], x)
+    pixels = F.unfold(input, 3, padding=1, stride=stride).view(2, 9 * width, 1, -1)
+    in_order = torch.zeros(2, width, pixels.shape[-1])
+    for w, x in zip(weight.view(2, width, -1).unbind(-1), pixels.unbind(1), strict=True):
+        in_order.addcmul_(w[..., None], x)
     expected = truth(case, "fprop", input, weight)
     ours = relative_error(run(case, "fprop", "cpu", input, weight), expected)
     assert ours < 1.2 * relative_error(in_order.view_as(expected), expected)

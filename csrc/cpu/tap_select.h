@@ -4,18 +4,21 @@
 template <class S>
 constexpr bool kHasWinograd = S::Math::kPerWord == 1 && (S::kWidth == 0 || S::kWidth == 8);
 
-// Where Winograd's way beats the plain one: short sums do not pay for the transforms of pixels, few
-// tiles not for those of weights, and tiles or vectors that are mostly empty for neither.
+// Where Winograd's way beats the plain one: sums of few channels do not pay for the transforms of
+// pixels, those of stride 2 least; few tiles not for those of weights; and tiles beside the image
+// or empty lanes for nothing.
 template <class S>
 bool winograd_serves(const TapConv& c) {
-  const auto plain = [](const TapAxis& a) {
-    return a.taps == 3 && a.stride == 1 && a.dilation == 1;
-  };
+  const TapAxis &v = c.vertical, &h = c.horizontal;
+  const int64_t stride = v.stride, width = std::min(c.src_width, c.dst_width);
+  if (c.exact || v.taps != 3 || h.taps != 3 || v.dilation != 1 || h.dilation != 1) return false;
+  if (h.stride != stride || stride > 2 || (stride == 2 && v.transposed)) return false;
+  if (width < 8 || (S::kIsLane && c.src_channels() % kLanes != 0)) return false;
+  if (stride == 2 && !S::kIsLane && width <= 16) return false;
   const int64_t tiles = (c.dst_rows + 1) / 2 * ((c.dst_cols + 1) / 2);
-  return !c.exact && plain(c.vertical) && plain(c.horizontal) &&
-         std::min(c.src_width, c.dst_width) >= 8 &&
-         tiles * c.batch >= std::min<int64_t>(c.src_width / 2, 24) &&
-         c.dst_rows * c.dst_cols >= 2 * tiles && (!S::kIsLane || c.src_channels() % kLanes == 0);
+  const int64_t points = stride == 1 ? Winograd<1>::kPoints : Winograd<2>::kPoints;
+  return tiles * c.batch >= std::min<int64_t>(c.src_width / 2, 24) &&
+         10 * points * tiles <= 8 * c.taps() * c.dst_rows * c.dst_cols;
 }
 
 // Calls `f.template operator()<Runner>()` with what computes `c`.
@@ -23,7 +26,9 @@ template <class F>
 auto with_runner(const TapConv& c, F f) {
   return with_strategy(c, [&]<class S>() {
     if constexpr (kHasWinograd<S>)
-      if (winograd_serves<S>(c)) return f.template operator()<WinogradRunner<S>>();
+      if (winograd_serves<S>(c))
+        return c.vertical.stride == 1 ? f.template operator()<WinogradRunner<S, 1>>()
+                                      : f.template operator()<WinogradRunner<S, 2>>();
     return f.template operator()<TapRunner<S>>();
   });
 }

@@ -1,97 +1,157 @@
-// The inner kernels of Winograd's F(2x2, 3x3) for one instruction set; included in its namespace.
+// The inner kernels of Winograd's way to compute 3x3 taps for one instruction set; included in its
+// namespace.
 //
-// A tile is 2x2 destination pixels, which read a patch of 4x4 source pixels. With
-//       |1  0 -1  0|       | 1    0   0 |
-// B^T = |0  1  1  0|   G = |1/2  1/2 1/2|   A^T = |1  1  1  0|
-//       |0 -1  1  0|       |1/2 -1/2 1/2|         |0  1 -1 -1|
-//       |0  1  0 -1|       | 0    0   1 |
-// a patch d and a kernel g give A^T ((G g G^T) * (B^T d B)) A: 16 products, one at each *point*, in
-// place of 36. (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016, 4.1.)
+// A tile is 2x2 destination pixels; the source pixels that it reads are its patch. In each
+// dimension a patch d and taps g give the results A^T ((G g) * (B^T d)), a product at each *point*
+// (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016, 4.1). In two dimensions
+// that makes 16 products in place of 36 at stride 1, and 25 at stride 2.
 //
 // A block's patches lie as [point][channel vector][tile][lane], its products as
 // [vector][point][tile][lane].
 #pragma once
 
-constexpr int kPoints = 16;
 constexpr int kTiles = kMaxColumns;           // of a block: the sums of a vector fill the registers
 constexpr int kBlockWords = kTiles * kLanes;  // of one vector at one point
 
-// One column of a patch times B^T.
-[[gnu::always_inline]] inline void transform_column(const Vec (&d)[4], Vec (&v)[4]) {
-  v[0] = sub(d[0], d[2]);
-  v[1] = add(d[1], d[2]);
-  v[2] = sub(d[2], d[1]);
-  v[3] = sub(d[1], d[3]);
-}
+// Two results of one dimension, STRIDE pixels apart.
+template <int STRIDE>
+struct Along;
 
-// Four such columns times B; a point's result goes `step` words behind the last one's.
-[[gnu::always_inline]] inline void transform_columns(const Vec (&v)[4][4], float* to,
-                                                     int64_t step) {
-  for (int i = 0; i < 4; ++i, to += 4 * step) {
-    store(to, sub(v[0][i], v[2][i]));
-    store(to + step, add(v[1][i], v[2][i]));
-    store(to + 2 * step, sub(v[2][i], v[1][i]));
-    store(to + 3 * step, sub(v[1][i], v[3][i]));
-  }
-}
+// F(2, 3): three taps on four pixels, by four products for six.
+template <>
+struct Along<1> {
+  static constexpr int kPoints = 4;  // pixels, too
+  static constexpr int kWeightOf[] = {0, 1, 2, 3};
 
-// The four pixels of a tile whose products at the points lie `step` words apart.
-[[gnu::always_inline]] inline void transform_products(const float* m, int64_t step, Vec (&y)[4]) {
-  Vec s[2][4];
-  for (int j = 0; j < 4; ++j) {
-    const Vec m0 = load(m + j * step), m1 = load(m + (4 + j) * step);
-    const Vec m2 = load(m + (8 + j) * step), m3 = load(m + (12 + j) * step);
-    s[0][j] = add(add(m0, m1), m2);
-    s[1][j] = sub(sub(m1, m2), m3);
+  static void patch(const Vec (&d)[4], Vec (&v)[4]) {
+    v[0] = sub(d[0], d[2]);
+    v[1] = add(d[1], d[2]);
+    v[2] = sub(d[2], d[1]);
+    v[3] = sub(d[1], d[3]);
   }
-  for (int i = 0; i < 2; ++i) {
-    y[2 * i] = add(add(s[i][0], s[i][1]), s[i][2]);
-    y[2 * i + 1] = sub(sub(s[i][1], s[i][2]), s[i][3]);
+  static void taps(const Vec (&g)[3], Vec (&u)[4]) {
+    constexpr float kHalf = 0.5f;
+    const Vec half = broadcast(&kHalf), outer = add(g[0], g[2]);
+    u[0] = g[0];
+    u[1] = mul(half, add(outer, g[1]));
+    u[2] = mul(half, sub(outer, g[1]));
+    u[3] = g[2];
   }
-}
+  static void results(const Vec (&m)[4], Vec (&y)[2]) {
+    y[0] = add(add(m[0], m[1]), m[2]);
+    y[1] = sub(sub(m[1], m[2]), m[3]);
+  }
+};
 
-// The weights of the nine taps at the 16 points, `step` words apart.
-[[gnu::always_inline]] inline void transform_taps(const Vec (&g)[9], float* to, int64_t step) {
-  constexpr float kHalf = 0.5f;
-  const Vec half = broadcast(&kHalf);
-  Vec v[4][3];
-  for (int j = 0; j < 3; ++j) {
-    const Vec outer = add(g[j], g[6 + j]);
-    v[0][j] = g[j];
-    v[1][j] = mul(half, add(outer, g[3 + j]));
-    v[2][j] = mul(half, sub(outer, g[3 + j]));
-    v[3][j] = g[6 + j];
+// The outer taps are F(2, 2) on the even pixels, three products for four; the middle one is alone
+// with the odd pixels.
+template <>
+struct Along<2> {
+  static constexpr int kPoints = 5;  // pixels, too
+  static constexpr int kWeightOf[] = {0, 1, 2, 3, 3};
+
+  static void patch(const Vec (&d)[5], Vec (&v)[5]) {
+    v[0] = sub(d[0], d[2]);
+    v[1] = d[2];
+    v[2] = sub(d[4], d[2]);
+    v[3] = d[1];
+    v[4] = d[3];
   }
-  for (int i = 0; i < 4; ++i, to += 4 * step) {
-    const Vec outer = add(v[i][0], v[i][2]);
-    store(to, v[i][0]);
-    store(to + step, mul(half, add(outer, v[i][1])));
-    store(to + 2 * step, mul(half, sub(outer, v[i][1])));
-    store(to + 3 * step, v[i][2]);
+  static void taps(const Vec (&g)[3], Vec (&u)[4]) {
+    u[0] = g[0];
+    u[1] = add(g[0], g[2]);
+    u[2] = g[2];
+    u[3] = g[1];
   }
-}
+  static void results(const Vec (&m)[5], Vec (&y)[2]) {
+    y[0] = add(add(m[0], m[1]), m[3]);
+    y[1] = add(add(m[2], m[1]), m[4]);
+  }
+};
+
+// Both dimensions.
+template <int STRIDE>
+struct Winograd {
+  using One = Along<STRIDE>;
+  static constexpr int kSide = One::kPoints, kPoints = kSide * kSide;
+  static constexpr int kWeights = 16;            // some points have one in common
+  static constexpr int kStep = 2 * STRIDE;       // from a tile's patch to the next
+  static constexpr int kShared = kSide - kStep;  // columns of a patch that the next one has, too
+
+  // The patch whose columns were transformed already; a point's result goes `step` words behind the
+  // last one's.
+  [[gnu::always_inline]] static void patch(const Vec (&columns)[kSide][kSide], float* to,
+                                           int64_t step) {
+    for (int i = 0; i < kSide; ++i) {
+      Vec row[kSide], v[kSide];
+      for (int j = 0; j < kSide; ++j) row[j] = columns[j][i];
+      One::patch(row, v);
+      for (int j = 0; j < kSide; ++j, to += step) store(to, v[j]);
+    }
+  }
+
+  // The nine taps to the points' weights, `step` words apart.
+  [[gnu::always_inline]] static void taps(const Vec (&g)[3][3], float* to, int64_t step) {
+    Vec rows[3][4], u[4][4];
+    for (int i = 0; i < 3; ++i) One::taps(g[i], rows[i]);
+    for (int j = 0; j < 4; ++j) {
+      const Vec column[3] = {rows[0][j], rows[1][j], rows[2][j]};
+      One::taps(column, u[j]);
+    }
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 4; ++j, to += step) store(to, u[j][i]);
+  }
+  static constexpr std::array<int, kPoints> weight_of() {
+    std::array<int, kPoints> of = {};
+    for (int p = 0; p < kPoints; ++p)
+      of[p] = One::kWeightOf[p / kSide] * 4 + One::kWeightOf[p % kSide];
+    return of;
+  }
+  static constexpr std::array<int, kPoints> kWeightOf = weight_of();
+
+  // The four pixels of the tile whose products lie `step` words apart.
+  [[gnu::always_inline]] static void results(const float* m, int64_t step, Vec (&y)[4]) {
+    Vec upper[kSide], lower[kSide];
+    for (int j = 0; j < kSide; ++j) {
+      Vec column[kSide], pair[2];
+      for (int i = 0; i < kSide; ++i) column[i] = load(m + (i * kSide + j) * step);
+      One::results(column, pair);
+      upper[j] = pair[0];
+      lower[j] = pair[1];
+    }
+    Vec pair[2];
+    One::results(upper, pair);
+    y[0] = pair[0];
+    y[1] = pair[1];
+    One::results(lower, pair);
+    y[2] = pair[0];
+    y[3] = pair[1];
+  }
+};
 
 // Where the operands of a block's products lie.
 struct Products {
   const float* patches;
-  const float* weights;  // [vector][point][source channel][lane]
+  const float* weights;  // [vector][weight][source channel][lane]
   float* to;
-  int64_t channels;     // source channels of a group
-  int64_t point_words;  // from a point's patches to the next one's
-  int64_t weight_step;  // from a vector's weights to the next one's
+  int points;
+  const int* weight_of;  // of each point
+  int64_t channels;      // source channels of a group
+  int64_t point_words;   // from a point's patches to the next one's
+  int64_t weight_step;   // from a vector's weights to the next one's
 };
 
 // A source channel of a group at a time is broadcast to VECS vectors of destination channels.
 // `between` is called once a point: work for the memory while this is work for the arithmetic.
 template <int TILES, int VECS, class F>
 void multiply_broadcast(const Products& b, F between) {
-  const float* w = b.weights;
   const int64_t channels = b.channels, weight_step = b.weight_step;
-  for (int p = 0; p < kPoints; ++p) {
+  for (int p = 0; p < b.points; ++p) {
     Vec acc[TILES * VECS];
 #pragma GCC unroll 32
     for (Vec& sum : acc) sum = zero();
     const float* from = b.patches + p * b.point_words;
+    const float* w = b.weights + b.weight_of[p] * channels * kLanes;
     for (int64_t left = channels; left > 0; left -= kLanes, from += kBlockWords) {
       const float *x = from, *end = from + std::min<int64_t>(left, kLanes);
       for (; x < end; ++x, w += kLanes) {
@@ -106,7 +166,7 @@ void multiply_broadcast(const Products& b, F between) {
     }
     between();
     for (int v = 0; v < VECS; ++v) {
-      float* to = b.to + (v * kPoints + p) * kBlockWords;
+      float* to = b.to + (v * b.points + p) * kBlockWords;
 #pragma GCC unroll 16
       for (int t = 0; t < TILES; ++t) store(to + t * kLanes, acc[t * VECS + v]);
     }
@@ -151,8 +211,8 @@ template <int TILES>
 template <class F>
 [[gnu::noinline]] void multiply_lane(int tiles, const Products& b, F between) {
   constexpr int kTogether = kTiles / 2;
-  const float* weights = b.weights;
-  for (int p = 0; p < kPoints; ++p, weights += 8 * kLanes) {
+  for (int p = 0; p < b.points; ++p) {
+    const float* weights = b.weights + b.weight_of[p] * 8 * kLanes;
     Vec w[8];
     for (int c = 0; c < 8; ++c) w[c] = load(weights + c * kLanes);
     between();

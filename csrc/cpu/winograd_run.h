@@ -1,6 +1,6 @@
-// Runs a TapConv of 3x3 taps a pixel apart by Winograd's F(2x2, 3x3) for one instruction set: cuts
-// the destination into blocks of tiles, transforms a chunk's weights once and a unit's patches once
-// a block; included in its namespace.
+// Runs a TapConv of 3x3 taps a pixel apart Winograd's way for one instruction set: cuts the
+// destination into blocks of tiles, transforms a chunk's weights once and a unit's patches once a
+// block; included in its namespace.
 #pragma once
 
 constexpr int64_t kWinogradWeightWords = 128 * 1024;  // of a chunk
@@ -13,9 +13,10 @@ struct Parts {
       : count((all + most - 1) / most), size((all + count - 1) / count) {}
 };
 
-template <class S>
+template <class S, int STRIDE>
 class WinogradRunner {
   using E = typename S::E;
+  using W = Winograd<STRIDE>;
   static constexpr int kVecs = S::kIsLane ? 1 : kBlockVectors;
 
  public:
@@ -30,8 +31,8 @@ class WinogradRunner {
     p.chunks = chunks.count;
     p.stream = streams<S>(c);
     p.tasks = p.chunks * c.batch * r.rows_.count * r.cols_.count;
-    p.scratch_words = p.chunk_units * p.unit_weights + r.tap_weights_ + kPoints * r.point_words_ +
-                      kPoints * kVecs * kBlockWords +
+    p.scratch_words = p.chunk_units * p.unit_weights + r.tap_weights_ +
+                      W::kPoints * r.point_words_ + W::kPoints * kVecs * kBlockWords +
                       round_up(p.chunk_units * r.channels_ + kLanes, 16);
     return p;
   }
@@ -60,11 +61,13 @@ class WinogradRunner {
         channels_(S::unit_channels(c)),
         point_words_((channels_ + kLanes - 1) / kLanes * kBlockWords),
         tap_weights_(9 * S::tap_words(c) * kLanes),
-        vector_weights_(kPoints * S::tap_words(c) * kLanes) {}
+        vector_weights_(W::kWeights * S::tap_words(c) * kLanes) {}
 
-  // With several vectors half the registers are enough for sums: points then overlap better.
+  // With several vectors half the registers are enough for sums: points then overlap better. Where
+  // few products are made of many points, these have to stay in the first-level cache.
   static int64_t most_tiles(const TapConv& c) {
-    return kVecs > 1 && S::dst_vectors(c) > 1 ? kTiles / 2 + 1 : kTiles;
+    if (kVecs > 1 && S::dst_vectors(c) > 1) return kTiles / 2 + 1;
+    return S::kIsLane && STRIDE == 2 ? kTiles / 2 : kTiles;
   }
 
   void lay_out(const TapPlan& p, float* scratch) {
@@ -72,8 +75,8 @@ class WinogradRunner {
     weights_ = scratch;
     taps_ = weights_ + p.chunk_units * p.unit_weights;
     patches_ = taps_ + tap_weights_;
-    products_ = patches_ + kPoints * point_words_;
-    zeros_ = reinterpret_cast<E*>(products_ + kPoints * kVecs * kBlockWords);
+    products_ = patches_ + W::kPoints * point_words_;
+    zeros_ = reinterpret_cast<E*>(products_ + W::kPoints * kVecs * kBlockWords);
     std::fill_n(zeros_, p.chunk_units * channels_ + kLanes, E{0});
   }
 
@@ -87,7 +90,7 @@ class WinogradRunner {
     const Block b = block_of(task);
     if (b.chunk != chunk_) start_chunk(b.chunk);
     list_pixels(b);
-    if (more) look_ahead(task + 1, kPoints * ((S::dst_vectors(c_) + kVecs - 1) / kVecs));
+    if (more) look_ahead(task + 1, W::kPoints * ((S::dst_vectors(c_) + kVecs - 1) / kVecs));
     for (int64_t u = 0; u < units_; ++u) unit(u);
   }
 
@@ -103,9 +106,10 @@ class WinogradRunner {
       for (int64_t v = 0; v < S::dst_vectors(c_); ++v, to += vector_weights_) {
         WeightPacker<S>(c_, first_ + u, v).pack(taps_);
         for (int64_t w = 0; w < words; w += kLanes) {
-          Vec g[9];
-          for (int t = 0; t < 9; ++t) g[t] = load(taps_ + (turned ? 8 - t : t) * words + w);
-          transform_taps(g, to + w, words);
+          Vec g[3][3];
+          for (int t = 0; t < 9; ++t)
+            g[t / 3][t % 3] = load(taps_ + (turned ? 8 - t : t) * words + w);
+          W::taps(g, to + w, words);
         }
         ask_ahead();
       }
@@ -119,16 +123,18 @@ class WinogradRunner {
     return ((b.n * c_.dst_rows + row) * c_.dst_cols + col) * c_.dst_channels();
   }
   // Of the block's first patch.
-  int64_t first_row(const Block& b) const { return 2 * b.row + c_.vertical.first_source(0); }
-  int64_t first_col(const Block& b) const { return 2 * b.col + c_.horizontal.first_source(0); }
+  int64_t first_row(const Block& b) const { return W::kStep * b.row + c_.vertical.first_source(0); }
+  int64_t first_col(const Block& b) const {
+    return W::kStep * b.col + c_.horizontal.first_source(0);
+  }
 
   // Zeros stand for what lies beside the source; results beside the destination are at -1.
   void list_pixels(const Block& b) {
     rows_here_ = std::min(rows_.size, tile_rows_ - b.row);
     cols_here_ = std::min(cols_.size, tile_cols_ - b.col);
-    source_cols_ = 2 * cols_here_ + 2;
+    source_cols_ = W::kStep * cols_here_ + W::kShared;
     const E** source_at = sources_;
-    for (int64_t i = 0; i < 2 * rows_here_ + 2; ++i)
+    for (int64_t i = 0; i < W::kStep * rows_here_ + W::kShared; ++i)
       for (int64_t j = 0; j < source_cols_; ++j) {
         const int64_t row = first_row(b) + i, col = first_col(b) + j;
         const bool there = row >= 0 && row < c_.src_rows && col >= 0 && col < c_.src_cols;
@@ -148,10 +154,12 @@ class WinogradRunner {
   void look_ahead(int64_t task, int64_t parts) {
     const Block b = block_of(task);
     const int64_t units = plan_->chunk_units;
-    const int64_t row = std::max<int64_t>(first_row(b) + (b.row > 0 ? 2 : 0), 0);
-    const int64_t col = std::max<int64_t>(first_col(b) + (b.col > 0 ? 2 : 0), 0);
-    const int64_t rows = std::min(first_row(b) + 2 * rows_.size + 2, c_.src_rows) - row;
-    const int64_t cols = std::min(first_col(b) + 2 * cols_.size + 2, c_.src_cols) - col;
+    const int64_t row = std::max<int64_t>(first_row(b) + (b.row > 0 ? W::kShared : 0), 0);
+    const int64_t col = std::max<int64_t>(first_col(b) + (b.col > 0 ? W::kShared : 0), 0);
+    const int64_t rows =
+        std::min(first_row(b) + W::kStep * rows_.size + W::kShared, c_.src_rows) - row;
+    const int64_t cols =
+        std::min(first_col(b) + W::kStep * cols_.size + W::kShared, c_.src_cols) - col;
     sources_ahead_.start(source(b, row, col), c_.src_strides, cols > 0 ? rows : 0, cols,
                          units * channels_, parts * units);
     if (plan_->stream) return;
@@ -174,7 +182,7 @@ class WinogradRunner {
     for (int64_t c = 0; c < here; c += kLanes, to += kBlockWords) {
       const int n = static_cast<int>(std::min<int64_t>(kLanes, here - c));
       for (int64_t y = 0; y < rows_here_; ++y) {
-        const E* const* sources = sources_ + 2 * y * source_cols_;
+        const E* const* sources = sources_ + W::kStep * y * source_cols_;
         float* row_to = to + y * cols_here_ * kLanes;
         if (n == kLanes) {
           tile_row<kLanes>(sources, u * channels_ + c, n, row_to);
@@ -189,28 +197,25 @@ class WinogradRunner {
     for (; v < vectors; ++v) multiply<1>(u, v);
   }
 
-  // Transforms n channels (N, if that is not 0) of the patches of a row of tiles. Each pair of
-  // columns serves two tiles.
+  // Transforms n channels (N, if that is not 0) of the patches of a row of tiles. A column that
+  // two tiles share is transformed once.
   template <int N>
   void tile_row(const E* const* sources, int64_t channel, int n, float* to) const {
     // In registers: a vector's store may change any memory.
     const int64_t row = source_cols_, cols = cols_here_, step = point_words_;
-    const auto column = [=](int64_t j, Vec(&v)[4]) {
-      Vec d[4];
-      for (int i = 0; i < 4; ++i) d[i] = load_elements(sources[i * row + j] + channel, N ? N : n);
-      transform_column(d, v);
+    const auto column = [=](int64_t j, Vec(&v)[W::kSide]) {
+      Vec d[W::kSide];
+      for (int i = 0; i < W::kSide; ++i)
+        d[i] = load_elements(sources[i * row + j] + channel, N ? N : n);
+      W::One::patch(d, v);
     };
-    Vec v[4][4];
-    column(0, v[0]);
-    column(1, v[1]);
+    Vec v[W::kSide][W::kSide];
+    for (int j = 0; j < W::kShared; ++j) column(j, v[j]);
     for (int64_t x = 0; x < cols; ++x, to += kLanes) {
-      column(2 * x + 2, v[2]);
-      column(2 * x + 3, v[3]);
-      transform_columns(v, to, step);
-      for (int i = 0; i < 4; ++i) {
-        v[0][i] = v[2][i];
-        v[1][i] = v[3][i];
-      }
+      for (int j = W::kShared; j < W::kSide; ++j) column(W::kStep * x + j, v[j]);
+      W::patch(v, to, step);
+      for (int j = 0; j < W::kShared; ++j)
+        for (int i = 0; i < W::kSide; ++i) v[j][i] = v[W::kStep + j][i];
     }
   }
 
@@ -219,8 +224,14 @@ class WinogradRunner {
   void multiply(int64_t u, int64_t v) {
     const int tiles = static_cast<int>(rows_here_ * cols_here_);
     const float* weights = weights_ + u * plan_->unit_weights + v * vector_weights_;
-    const Products operands = {patches_,         weights,      products_,
-                               S::tap_words(c_), point_words_, vector_weights_};
+    const Products operands = {.patches = patches_,
+                               .weights = weights,
+                               .to = products_,
+                               .points = W::kPoints,
+                               .weight_of = W::kWeightOf.data(),
+                               .channels = S::tap_words(c_),
+                               .point_words = point_words_,
+                               .weight_step = vector_weights_};
     const auto between = [this] { ask_ahead(); };
     if constexpr (S::kIsLane) {
       multiply_lane(tiles, operands, between);
@@ -232,7 +243,7 @@ class WinogradRunner {
     for (int i = 0; i < VECS; ++i) {
       const int64_t channel = unit * dst_unit + (v + i) * kLanes;
       const int n = static_cast<int>(std::min<int64_t>(kLanes, unit_end - channel));
-      const float* products = products_ + i * kPoints * kBlockWords;
+      const float* products = products_ + i * W::kPoints * kBlockWords;
       if (n < kLanes || c_.bias || c_.residual || c_.relu) {
         finish<false, false>(tiles, products, channel, n);
       } else if (plan_->stream) {
@@ -251,7 +262,7 @@ class WinogradRunner {
     Vec check = check_;
     for (int t = 0; t < tiles; ++t, products += kLanes) {
       Vec y[4];
-      transform_products(products, kBlockWords, y);
+      W::results(products, kBlockWords, y);
       for (int i = 0; i < 4; ++i) {
         const int64_t at = results_[4 * t + i] + channel;
         if (at < channel) continue;
@@ -281,6 +292,6 @@ class WinogradRunner {
   Vec check_ = zero();
   int64_t chunk_ = -1, first_ = 0, units_ = 0;
   int64_t rows_here_ = 0, cols_here_ = 0, source_cols_ = 0;  // of the block
-  const E* sources_[4 * (2 * kTiles + 2)];
+  const E* sources_[W::kSide * (W::kStep * kTiles + W::kShared)];
   int64_t results_[4 * kTiles];
 };
