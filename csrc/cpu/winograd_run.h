@@ -26,11 +26,14 @@ class WinogradRunner {
     TapPlan p;
     p.units = S::units(c);
     p.unit_weights = S::dst_vectors(c) * r.vector_weights_;
-    const Chunks chunks(p.units, kWinogradWeightWords / p.unit_weights, threads);
+    // A thread transforms weights for itself: blocks of the same units belong to few threads.
+    const int64_t blocks = c.batch * r.rows_.count * r.cols_.count;
+    const int64_t shared = p.units * blocks / (4 * threads);
+    const Chunks chunks(p.units, std::min(kWinogradWeightWords / p.unit_weights, shared), threads);
     p.chunk_units = chunks.units;
     p.chunks = chunks.count;
     p.stream = streams<S>(c);
-    p.tasks = p.chunks * c.batch * r.rows_.count * r.cols_.count;
+    p.tasks = p.chunks * blocks;
     p.scratch_words = p.chunk_units * p.unit_weights + r.tap_weights_ +
                       W::kPoints * r.point_words_ + W::kPoints * kVecs * kBlockWords +
                       round_up(p.chunk_units * r.channels_ + kLanes, 16);
@@ -244,21 +247,20 @@ class WinogradRunner {
       const int64_t channel = unit * dst_unit + (v + i) * kLanes;
       const int n = static_cast<int>(std::min<int64_t>(kLanes, unit_end - channel));
       const float* products = products_ + i * W::kPoints * kBlockWords;
-      if (n < kLanes || c_.bias || c_.residual || c_.relu) {
-        finish<false, false>(tiles, products, channel, n);
-      } else if (plan_->stream) {
-        finish<true, true>(tiles, products, channel, n);
+      if (n == kLanes && !c_.bias && !c_.residual && !c_.relu) {
+        finish<true>(tiles, products, channel, n);
       } else {
-        finish<true, false>(tiles, products, channel, n);
+        finish<false>(tiles, products, channel, n);
       }
     }
   }
 
   // Turns products into results; PLAIN ones are whole vectors without an epilogue.
-  template <bool PLAIN, bool STREAM>
+  template <bool PLAIN>
   void finish(int tiles, const float* products, int64_t channel, int n) {
     const Epilogue<E> epilogue(c_, channel, n);
     E* const dst = static_cast<E*>(c_.dst);
+    const bool stream = plan_->stream;
     Vec check = check_;
     for (int t = 0; t < tiles; ++t, products += kLanes) {
       Vec y[4];
@@ -268,12 +270,11 @@ class WinogradRunner {
         if (at < channel) continue;
         check = check_finite<F32>(check, y[i]);
         E* to = dst + at;
-        if constexpr (STREAM) {
-          stream_elements(to, y[i]);
-        } else if constexpr (PLAIN) {
-          store_elements(to, y[i], kLanes);
+        const Vec result = PLAIN ? y[i] : epilogue(y[i], at);
+        if (stream) {
+          stream_elements(to, result);
         } else {
-          store_elements(to, epilogue(y[i], at), n);
+          store_elements(to, result, PLAIN ? kLanes : n);
         }
       }
     }
