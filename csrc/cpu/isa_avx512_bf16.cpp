@@ -19,6 +19,9 @@ namespace {
 #include "wgrad_rows.h"
 #include "wgrad_kernels.h"
 #include "wgrad_run.h"
+#include "winograd_wgrad_kernels.h"
+#include "winograd_wgrad_run.h"
+#include "wgrad_select.h"
 #include "peak.h"
 }  // namespace
 

@@ -86,6 +86,7 @@ struct LaneWgrad {
   using Rows = WgradRows<Math, E>;
   using Fill = typename Rows::template Fill<true>;
   using Element = E;
+  static constexpr bool kIsLane = true;
   static constexpr int kRun = WIDTH * kMaxRun <= 2 * kMaxColumns ? kMaxRun : 1;
   static constexpr int kRunColumns = 1;  // narrowest row for which runs pay
 
@@ -109,6 +110,7 @@ struct BroadcastWgrad {
   using Rows = WgradRows<Math, E>;
   using Fill = typename Rows::template Fill<false>;
   using Element = E;
+  static constexpr bool kIsLane = false;
   static constexpr int kRun = kMaxRun;
   static constexpr int kRunColumns = 24;
 

@@ -36,4 +36,9 @@ struct WgradPlan {
   int64_t partial_words() const { return splits > 1 ? splits * units * unit_weights : 0; }
 };
 
+// Splits that give every thread as much to do as the others.
+inline int64_t wanted_splits(const Chunks& chunks, int64_t threads) {
+  return chunks.count % threads == 0 ? 1 : (2 * threads + chunks.count - 1) / chunks.count;
+}
+
 }  // namespace rnk::cpu

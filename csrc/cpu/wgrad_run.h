@@ -2,6 +2,39 @@
 // and a few grad_output rows per thread, calls the kernels, writes the sums out.
 #pragma once
 
+// Weights of one unit from `splits` partial results `split_step` words apart.
+template <class S>
+void write_weights(const Wgrad& w, int64_t unit, const float* partial, int64_t splits,
+                   int64_t split_step, Vec* check) {
+  const ConvProblem& p = w.problem;
+  const int64_t taps = p.taps(), filter = p.in_width() * taps;
+  const int64_t channels = S::out_channels(p);
+  const int64_t present = std::min(channels, p.out_channels - unit * channels);
+  for (int64_t k = 0; k < present; k += kLanes, partial += filter * kLanes) {
+    auto* rows = static_cast<typename S::Element*>(w.grad_weight) + (unit * channels + k) * filter;
+    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, present - k));
+    // Kept as [tap][channel][lane], wanted as [lane][channel][tap] or [lane][tap][channel].
+    for (int64_t i = 0; i < filter; i += kLanes) {
+      const int n = static_cast<int>(std::min<int64_t>(kLanes, filter - i));
+      Vec columns[kLanes] = {};
+      int64_t tap = i % taps, channel = i / taps;
+      for (int j = 0; j < n; ++j) {
+        const int64_t element = w.taps_inside ? tap * p.in_width() + channel : i + j;
+        const float* sums = partial + element * kLanes;
+        for (int64_t s = 0; s < splits; ++s, sums += split_step)
+          columns[j] = add(columns[j], load(sums));
+        if (++tap < taps) continue;
+        tap = 0;
+        ++channel;
+      }
+      *check = check_finite<F32>(*check, columns);
+      transpose(columns);
+      for (int lane = 0; lane < lanes; ++lane)
+        store_elements(rows + lane * filter + i, columns[lane], n);
+    }
+  }
+}
+
 template <class S>
 class WgradRunner {
   using E = typename S::Element;
@@ -31,9 +64,9 @@ class WgradRunner {
     plan.longest_run = !w.exact && p.out_w >= S::kRunColumns ? S::kRun : 1;
     plan.chunk_units = chunks.units;
     plan.chunks = chunks.count;
-    const int64_t wanted = (2 * threads + plan.chunks - 1) / plan.chunks;
     const int64_t rows = p.batch * p.out_h;
-    plan.splits = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, rows / 4));
+    plan.splits =
+        std::clamp<int64_t>(wanted_splits(chunks, threads), 1, std::max<int64_t>(1, rows / 4));
     plan.tasks = plan.chunks * plan.splits;
     plan.scratch_words =
         plan.chunk_units * (unit_words + plan.unit_weights) + list_words(p, plan) + 64;
@@ -54,8 +87,8 @@ class WgradRunner {
                      int64_t end) {
     Vec check = zero();
     for (int64_t unit = begin; unit < end; ++unit)
-      write_unit(w, unit, partial + unit * plan.unit_weights, plan.splits,
-                 plan.units * plan.unit_weights, &check);
+      write_weights<S>(w, unit, partial + unit * plan.unit_weights, plan.splits,
+                       plan.units * plan.unit_weights, &check);
     return passed(check);
   }
 
@@ -77,38 +110,6 @@ class WgradRunner {
   static int64_t list_words(const ConvProblem& p, const WgradPlan& plan) {
     const int64_t taps = p.kernel_w * (sizeof(TapRun) + sizeof(Columns));
     return (taps + 2 * plan.step_rows * sizeof(int64_t)) / sizeof(float);
-  }
-
-  // Weights of one unit from `splits` partial results `split_step` words apart.
-  static void write_unit(const Wgrad& w, int64_t unit, const float* partial, int64_t splits,
-                         int64_t split_step, Vec* check) {
-    const ConvProblem& p = w.problem;
-    const int64_t taps = p.taps(), filter = p.in_width() * taps;
-    const int64_t channels = S::out_channels(p);
-    const int64_t present = std::min(channels, p.out_channels - unit * channels);
-    for (int64_t k = 0; k < present; k += kLanes, partial += filter * kLanes) {
-      E* rows = static_cast<E*>(w.grad_weight) + (unit * channels + k) * filter;
-      const int lanes = static_cast<int>(std::min<int64_t>(kLanes, present - k));
-      // Kept as [tap][channel][lane], wanted as [lane][channel][tap] or [lane][tap][channel].
-      for (int64_t i = 0; i < filter; i += kLanes) {
-        const int n = static_cast<int>(std::min<int64_t>(kLanes, filter - i));
-        Vec columns[kLanes] = {};
-        int64_t tap = i % taps, channel = i / taps;
-        for (int j = 0; j < n; ++j) {
-          const int64_t element = w.taps_inside ? tap * p.in_width() + channel : i + j;
-          const float* sums = partial + element * kLanes;
-          for (int64_t s = 0; s < splits; ++s, sums += split_step)
-            columns[j] = add(columns[j], load(sums));
-          if (++tap < taps) continue;
-          tap = 0;
-          ++channel;
-        }
-        *check = check_finite<F32>(*check, columns);
-        transpose(columns);
-        for (int lane = 0; lane < lanes; ++lane)
-          store_elements(rows + lane * filter + i, columns[lane], n);
-      }
-    }
   }
 
   void task(int64_t chunk, int64_t split) {
@@ -134,7 +135,7 @@ class WgradRunner {
     }
     if (!whole) return;
     for (int64_t u = 0; u < units_; ++u)
-      write_unit(w_, first_ + u, partial + u * plan_.unit_weights, 1, 0, &check_);
+      write_weights<S>(w_, first_ + u, partial + u * plan_.unit_weights, 1, 0, &check_);
   }
 
   // Runs of taps, and the columns of grad_output for which each tap reads a pixel.
@@ -270,41 +271,3 @@ class WgradRunner {
   int64_t *input_rows_, *grad_rows_;
   int64_t first_ = 0, units_ = 0, slot_words_ = 0, grad_unit_words_ = 0;
 };
-
-template <class Math, class E, class F>
-auto with_wgrad_width(int64_t width, F f) {
-  if (width == 1) return f.template operator()<LaneWgrad<Math, E, 1>>();
-  if (width == 2) return f.template operator()<LaneWgrad<Math, E, 2>>();
-  if constexpr (kLanes > 4)
-    if (width == 4) return f.template operator()<LaneWgrad<Math, E, 4>>();
-  if constexpr (kLanes > 8)
-    if (width == 8) return f.template operator()<LaneWgrad<Math, E, 8>>();
-  return f.template operator()<BroadcastWgrad<Math, E>>();
-}
-
-// Calls `f.template operator()<S>()` with the kernels that serve `w`.
-template <class F>
-auto with_wgrad(const Wgrad& w, F f) {
-  const ConvProblem& p = w.problem;
-  const int64_t width = p.in_width() == p.out_width() ? p.in_width() : 0;
-  if (w.element == Element::f32) return with_wgrad_width<F32, float>(width, f);
-#if RNK_BF16_DOT
-  // Two rows at once, where there are two; at the border one of them meets zeros.
-  if (!w.exact && p.out_h > 1) return with_wgrad_width<Bf16Dot, uint16_t>(width, f);
-#endif
-  return with_wgrad_width<F32, uint16_t>(width, f);
-}
-
-inline WgradPlan plan_wgrad(const Wgrad& w, int64_t threads) {
-  return with_wgrad(w, [&]<class S>() { return WgradRunner<S>::plan(w, threads); });
-}
-inline bool run_wgrad(const Wgrad& w, const WgradPlan& plan, float* partial, float* scratch,
-                      int64_t begin, int64_t end) {
-  return with_wgrad(
-      w, [&]<class S>() { return WgradRunner<S>::run(w, plan, partial, scratch, begin, end); });
-}
-inline bool reduce_wgrad(const Wgrad& w, const WgradPlan& plan, const float* partial, int64_t begin,
-                         int64_t end) {
-  return with_wgrad(
-      w, [&]<class S>() { return WgradRunner<S>::reduce(w, plan, partial, begin, end); });
-}
