@@ -90,17 +90,20 @@ class TapRunner {
   static bool run(const TapConv& c, const TapPlan& p, float* scratch, int64_t begin, int64_t end) {
     TapRunner runner(c, p, scratch);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t band = task % p.row_bands, rest = task / p.row_bands;
-      const int64_t first = rest / c.batch * p.chunk_units;
-      runner.start_chunk(first, std::min(p.chunk_units, p.units - first));
-      runner.image(rest % c.batch, band * p.band_rows,
-                   std::min(c.dst_rows, (band + 1) * p.band_rows));
+      const Task here = runner.task_of(task);
+      runner.start_chunk(here.first);
+      runner.image(here, task + 1 < end ? runner.task_of(task + 1) : Task{});
     }
     if (p.stream) stream_fence();
     return true;
   }
 
  private:
+  // Destination rows [row, row_end) of image n, units from `first` on.
+  struct Task {
+    int64_t first = 0, n = 0, row = 0, row_end = 0;
+  };
+
   TapRunner(const TapConv& c, const TapPlan& p, float* scratch)
       : c_(c), p_(p), window_(c.vertical.window()) {
     phases_ = c.horizontal.phases();
@@ -111,15 +114,21 @@ class TapRunner {
 
   static int64_t list_words(const TapConv& c) { return c.taps() * sizeof(TapRun) / sizeof(float); }
 
-  // Turns to units [first, first + units): packs their weights, which stay in the cache.
-  void start_chunk(int64_t first, int64_t units) {
+  Task task_of(int64_t task) const {
+    const int64_t band = task % p_.row_bands, rest = task / p_.row_bands;
+    return {rest / c_.batch * p_.chunk_units, rest % c_.batch, band * p_.band_rows,
+            std::min(c_.dst_rows, (band + 1) * p_.band_rows)};
+  }
+
+  // Turns to the units from `first` on: packs their weights, which stay in the cache.
+  void start_chunk(int64_t first) {
     if (first == first_ && units_ > 0) return;
     first_ = first;
-    units_ = units;
-    slot_words_ = p_.slot_words(units);
+    units_ = std::min(p_.chunk_units, p_.units - first);
+    slot_words_ = p_.slot_words(units_);
     const int64_t vectors = S::dst_vectors(c_), words = c_.taps() * S::tap_words(c_) * kLanes;
     Vec check = zero();
-    for (int64_t u = 0; u < units; ++u)
+    for (int64_t u = 0; u < units_; ++u)
       for (int64_t v = 0; v < vectors; ++v) {
         const WeightPacker<S> packer(c_, first + u, v);
         check = bit_or(check, packer.pack(packed_ + u * p_.unit_weights + v * words));
@@ -127,17 +136,24 @@ class TapRunner {
     finite_ = passed(check);
   }
 
-  // Destination rows [row, row_end) of image n.
-  void image(int64_t n, int64_t row, int64_t row_end) {
-    n_ = n;
+  // `next_task`, whose row_end is 0 where there is none, is what is done then.
+  void image(const Task& task, const Task& next_task) {
+    n_ = task.n;
+    const TapAxis& rows = c_.vertical;
     const int64_t phase_cols = (c_.dst_cols + phases_ - 1) / phases_;
     for (int64_t j = 0; j < phase_cols; j += p_.columns) {
       column_ = j;
-      int64_t next = std::max<int64_t>(c_.vertical.first_source(row), 0);
-      for (int64_t y = row; y < row_end; ++y) {
-        const int64_t last = std::min(c_.vertical.last_source(y), c_.src_rows - 1);
+      int64_t next = std::max<int64_t>(rows.first_source(task.row), 0);
+      for (int64_t y = task.row; y < task.row_end; ++y) {
+        const int64_t last = std::min(rows.last_source(y), c_.src_rows - 1);
         for (; next <= last; ++next) load_row(next);
-        look_ahead(y);
+        if (y + 1 < task.row_end) {
+          look_ahead(task, rows.last_source(y) + 1, rows.last_source(y + 1) + 1);
+        } else {
+          const int64_t row = next_task.row;
+          const int64_t end = next_task.row_end > 0 ? rows.last_source(row) + 1 : 0;
+          look_ahead(next_task, rows.first_source(row), end);
+        }
         compute_row(y);
       }
     }
@@ -154,16 +170,16 @@ class TapRunner {
                 TileRow{p_.tile_cols, p_.col_words, step});
   }
 
-  // Turns to the source rows that destination row y + 1 reads and row y does not.
-  void look_ahead(int64_t y) {
-    const int64_t next = std::clamp<int64_t>(c_.vertical.last_source(y) + 1, 0, c_.src_rows);
-    const int64_t rows = std::min(c_.vertical.last_source(y + 1) + 1, c_.src_rows) - next;
+  // Turns to source rows [row, row_end) of a task's image.
+  void look_ahead(const Task& task, int64_t row, int64_t row_end) {
+    row = std::clamp<int64_t>(row, 0, c_.src_rows);
+    const int64_t rows = std::min(row_end, c_.src_rows) - row;
     const int64_t channels = S::unit_channels(c_);
     const int64_t start = p_.col_lo + column_ * c_.horizontal.source_step();
     const int64_t from = std::max<int64_t>(start, 0);
     const int64_t to = std::min(start + p_.tile_cols, c_.src_cols);
-    const E* first = static_cast<const E*>(c_.src) + n_ * c_.src_strides.n +
-                     next * c_.src_strides.h + from * c_.src_strides.w + first_ * channels;
+    const E* first = static_cast<const E*>(c_.src) + task.n * c_.src_strides.n +
+                     row * c_.src_strides.h + from * c_.src_strides.w + task.first * channels;
     const int64_t vectors = S::dst_vectors(c_), together = S::kIsLane ? 1 : kBlockVectors;
     const int64_t blocks = units_ * (vectors / together + vectors % together) * phases_ *
                            ((p_.columns + kMaxColumns - 1) / kMaxColumns);

@@ -130,8 +130,8 @@ class WgradRunner {
     while (at < end) {
       const int64_t n = at / p_.out_h, y = at % p_.out_h;
       const int64_t here = std::min(end - at, p_.out_h - y);
-      image(n, y, y + here, partial);
       at += here;
+      image(n, y, y + here, std::min(end - at, p_.out_h), partial);
     }
     if (!whole) return;
     for (int64_t u = 0; u < units_; ++u)
@@ -153,7 +153,8 @@ class WgradRunner {
     }
   }
 
-  void image(int64_t n, int64_t row, int64_t row_end, float* partial) {
+  // Output rows [row, row_end) of image n; the first `after` ones of the next image come then.
+  void image(int64_t n, int64_t row, int64_t row_end, int64_t after, float* partial) {
     int64_t next = std::max(row * p_.stride_h - p_.pad_h, first_row());
     const int64_t step = plan_.step_rows * kRows;
     for (int64_t y = row; y < row_end; y += step) {
@@ -161,7 +162,11 @@ class WgradRunner {
       const int64_t last = input_row(y, rows - 1) + (p_.kernel_h - 1) * p_.dilation_h;
       for (; next <= std::min(last, p_.in_h - 1); ++next) load_input(n, next);
       for (int64_t r = 0; r < rows; ++r) load_grad(n, y + r * kRows, row_end, r);
-      look_ahead(n, next, y + step, std::min(step, row_end - y - step));
+      if (y + step < row_end) {
+        look_ahead(n, next, y + step, std::min(step, row_end - y - step));
+      } else {
+        look_ahead(n + 1, 0, 0, std::min(step, after));
+      }
       sum_rows(y, rows, partial);
     }
   }
