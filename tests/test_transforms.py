@@ -64,6 +64,7 @@ ON_OPERANDS = {
     "jacrev": lambda c, x, w, b: func.jacrev(lambda w: c(x, w, b, **CONV))(w),
     "jacfwd": lambda c, x, w, b: func.jacfwd(lambda x: c(x, w, b, **CONV))(x),
     "hessian": lambda c, x, w, b: func.hessian(lambda *a: loss(c, *a), (0, 1, 2))(x, w, b),
+    "hessian of the weight": lambda c, x, w, b: func.hessian(lambda w: loss(c, x, w, b))(w),
     "jacrev of jacrev": lambda c, x, w, b: func.jacrev(func.jacrev(lambda w: loss(c, x, w, b)))(w),
     "per-sample gradients": lambda c, x, w, b: func.vmap(
         func.grad(lambda p, x: loss(c, x, *p)), (None, 0)
@@ -181,7 +182,10 @@ def test_errors_name_the_argument():
         func.vmap(lambda x: rk.grouped_conv2d(x, w[0], groups=2, backend="none"))(x)
 
 
-@pytest.mark.parametrize("transform", ["grad", "jvp", "per-sample gradients", "hessian"])
+# Of one operand: until torch 2.13 Jacobians by several cannot be compiled.
+@pytest.mark.parametrize(
+    "transform", ["grad", "jvp", "per-sample gradients", "hessian of the weight"]
+)
 def test_compiled_transform(transform):
     torch._dynamo.reset()
     args = operands()
