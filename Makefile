@@ -42,7 +42,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Variables: PYTHON (now: $(PYTHON)), TORCH (what pip installs as torch, now: $(TORCH)),"
-	@echo "ARGS (handed to the demo, to pytest or to the benchmark), OUT (the results of gpu)."
+	@echo "ARGS (handed to the demo, to pytest or to the benchmark; the stages of gpu, all where"
+	@echo "none is named), OUT (the results of gpu)."
 
 install: $(VENV)/.installed ## set up .venv: torch, the built package, its tools
 
@@ -56,7 +57,7 @@ bench: install ## time the kernels on the layers of ResNeXt-50
 	$(PY) -m resnext_kernels bench $(ARGS)
 
 gpu: ## build, test and time the CUDA kernels on this machine's GPU, with $(PYTHON)'s own torch
-	$(PYTHON) benchmarks/gpu/run.py $(OUT)
+	$(PYTHON) benchmarks/gpu/run.py $(OUT) $(ARGS)
 
 tuned: install ## measure anew what "auto" chooses by, and write it into the package
 	@for suite in $(SUITES); do for layout in $(LAYOUTS); do \

@@ -71,9 +71,9 @@ def run(
     return out
 
 
-def skip_unless_loaded(backend: str, device: str) -> None:
-    """Skip the test where a backend cannot serve the plainest problem on a device."""
-    plain = dataclasses.replace(problem(8), device=device)
-    reasons = dispatch.not_supported_reasons(BACKENDS[backend], plain, "fprop")
+def skip_unless_loaded(backend: str, device: str, served: ConvProblem | None = None) -> None:
+    """Skip the test where a backend cannot serve a problem, the plainest one, on a device."""
+    served = dataclasses.replace(served or problem(8), device=device)
+    reasons = dispatch.not_supported_reasons(BACKENDS[backend], served, "fprop")
     if reasons:
         pytest.skip("; ".join(reasons))

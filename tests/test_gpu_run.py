@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from resnext_kernels.backends import tf32
+
 CHECKOUT = Path(__file__).parents[1]
 
 
@@ -98,10 +100,28 @@ def test_stages_select_tests_and_files_that_exist(tmp_path):
     assert todo["build"].environ["TORCH_CUDA_ARCH_LIST"] == "9.0a"
     for name in ("memcheck", "racecheck"):
         assert (CHECKOUT / todo[name].command[-1]).is_file()
-    for name in ("tests", "graphs", "large"):
-        collect = [*todo[name].command, "--collect-only", "tests/test_gpu.py"]
+    for name, file in (("tests", "gpu"), ("large", "gpu"), ("triton", "triton_gpu")):
+        collect = [*todo[name].command, "--collect-only", f"tests/test_{file}.py"]
         done = subprocess.run(collect, cwd=CHECKOUT, capture_output=True, text=True)
         assert done.returncode == 0 and "<Function test_" in done.stdout, done.stdout
+
+
+def test_named_stages_run_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    found = []
+
+    def run_stages(todo, out, most_seconds):
+        found.extend(stage.name for stage in todo)
+        return [run.Outcome(stage.name, "passed", 0, 1.0, 2.0) for stage in todo]
+
+    monkeypatch.setattr(run, "run_stages", run_stages)
+    assert run.main([str(tmp_path), "memcheck", "build"]) == 0
+    assert found == ["build", "memcheck"]
+    assert "2 of 2 stages passed" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="gpu: memchek: expected some of build, info"):
+        run.main([str(tmp_path / "new"), "memchek"])
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -119,3 +139,20 @@ def test_small_problems_leave_tails_in_every_width():
     assert all(p.in_channels % p.groups == 0 and p.in_channels % 8 == 0 for p in found)
     assert {p.stride for p in found} == {(1, 1), (2, 2)}
     assert max(p.bytes_moved() for p in found) < 4 << 20
+
+
+def test_small_problems_are_held_to_what_torch_allows(monkeypatch, capsys):
+    """TF32, which torch allows to convolutions by default, has a tolerance of its own."""
+
+    def error_of(problem, direction):
+        tolerances = {torch.float32: 1e-3 if tf32.allowed() else 1e-5, torch.float16: 2e-3}
+        return 0.9 * tolerances.get(problem.dtype, 1e-2)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # the default
+    monkeypatch.setattr(small.cuda, "not_supported_reasons", lambda problem, direction: [])
+    monkeypatch.setattr(small, "error_of", error_of)
+    assert small.main() == 0, capsys.readouterr().out
+    found = capsys.readouterr().out.splitlines()
+    assert any("float32:" in line for line in found) and any("TF32:" in line for line in found)
+    monkeypatch.setattr(small, "error_of", lambda *call: 1.2 * error_of(*call))
+    assert small.main() == 1

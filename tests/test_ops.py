@@ -76,12 +76,13 @@ def test_results_look_like_those_of_conv2d(case, dtype, layout, weight_format):
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 4), (4, 3), (7, 5)], ids=str)
 @pytest.mark.parametrize("dilation", [1, 2, (2, 1)])
-@pytest.mark.parametrize("shape", [(2, 8, 13, 15), (8, 13, 15)], ids=len)
+@pytest.mark.parametrize("shape", [(2, 16, 13, 15), (16, 13, 15)], ids=len)
 @each_target
 def test_named_padding_and_unbatched_input(backend, device, shape, kernel, padding, dilation):
-    skip_unless_loaded(backend, device)
-    input, weight = torch.randn(shape, device=device), torch.randn(6, 4, *kernel, device=device)
-    bias = torch.randn(6, device=device)
+    pair = (dilation, dilation) if isinstance(dilation, int) else dilation
+    skip_unless_loaded(backend, device, problem(8, size=(13, 15), kernel=kernel, dilation=pair))
+    input, weight = torch.randn(shape, device=device), torch.randn(16, 8, *kernel, device=device)
+    bias = torch.randn(16, device=device)
     out = rk.grouped_conv2d(input, weight, bias, 1, padding, dilation, 2, backend=backend)
     args = [t.double().cpu() for t in (input, weight, bias)]
     expected = F.conv2d(*args, 1, padding, dilation, 2)
@@ -108,21 +109,23 @@ GRAD_THROUGH = {
 
 @pytest.mark.parametrize("way", GRAD_THROUGH)
 @pytest.mark.parametrize("memory_format", MEMORY_FORMATS, ids=str)
+@pytest.mark.parametrize(
+    "case", [problem(4, size=(6, 8)), problem(3, 5, stride=(2, 1), size=(9, 8))], ids=str
+)
 @each_target
-def test_gradients_of_any_strides(backend, device, memory_format, way):
+def test_gradients_of_any_strides(backend, device, case, memory_format, way):
     """The strides that autograd gives to the output's gradient are whatever follows leaves."""
-    skip_unless_loaded(backend, device)
-    for case in (problem(4, size=(6, 8)), problem(3, 5, stride=(2, 1), size=(9, 8))):
-        input = randn(case.input_shape, torch.float32, device=device)
-        input = input.contiguous(memory_format=memory_format)
-        weight = randn(case.weight_shape, torch.float32, device=device)
-        bias = torch.randn(case.out_channels, device=device)
-        operands, through = [input, weight, bias], GRAD_THROUGH[way]
-        doubled = [t.double().cpu() for t in operands]
-        expected = gradients_through(F.conv2d, through, doubled, case, {})
-        grads = gradients_through(rk.grouped_conv2d, through, operands, case, {"backend": backend})
-        for grad, truth in zip(grads, expected, strict=True):
-            assert relative_error(grad, truth) < TOLERANCES[torch.float32]
+    skip_unless_loaded(backend, device, case)
+    input = randn(case.input_shape, torch.float32, device=device)
+    input = input.contiguous(memory_format=memory_format)
+    weight = randn(case.weight_shape, torch.float32, device=device)
+    bias = torch.randn(case.out_channels, device=device)
+    operands, through = [input, weight, bias], GRAD_THROUGH[way]
+    doubled = [t.double().cpu() for t in operands]
+    expected = gradients_through(F.conv2d, through, doubled, case, {})
+    grads = gradients_through(rk.grouped_conv2d, through, operands, case, {"backend": backend})
+    for grad, truth in zip(grads, expected, strict=True):
+        assert relative_error(grad, truth) < TOLERANCES[torch.float32]
 
 
 @pytest.mark.parametrize("memory_format", MEMORY_FORMATS, ids=str)
@@ -156,11 +159,13 @@ def test_gradcheck_of_fused(activation):
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(
+    "case", [problem(8, 16, size=(6, 5)), problem(8, 4, size=(6, 5), stride=(2, 1))], ids=str
+)
 @each_target
-def test_double_backward(backend, device, dtype, wanted):
+def test_double_backward(backend, device, case, dtype, wanted):
     """A penalty on the gradients named by ``wanted``, differentiated by all operands."""
-    skip_unless_loaded(backend, device)
-    case = problem(8, 4, size=(6, 5), stride=(2, 1))
+    skip_unless_loaded(backend, device, case)
     input, weight = (randn(s, dtype, device=device) for s in (case.input_shape, case.weight_shape))
     bias = torch.randn(case.out_channels, dtype=dtype, device=device)
     grad = randn(case.output_shape, dtype, device=device)

@@ -1,9 +1,10 @@
 """Everything that needs a GPU, in one run: build, tests, compute-sanitizer, times.
 
 `make gpu OUT=folder` runs it on a machine with a GPU, nvcc and a torch with CUDA; neither a network
-nor a virtual environment is needed. Every stage is a command with a time limit. It leaves NAME.log
-in the folder, and the benchmarks their records; stages.json, written anew after each stage, tells
-how each ended. A stage that fails stops none of the later ones, but the exit status is then 1.
+nor a virtual environment is needed. With `ARGS="build resnext50"` it runs those stages alone. Every
+stage is a command with a time limit. It leaves NAME.log in the folder, and the benchmarks their
+records; stages.json, written anew after each stage, tells how each ended. A stage that fails stops
+none of the later ones, but the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from random import SystemRandom
 from time import monotonic
 
 CHECKOUT = Path(__file__).parents[2]
@@ -49,54 +52,53 @@ class Outcome:
 def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
     """All stages: what the later ones build on first, then the times, then what may be cut.
 
-    Triton compiles each kernel it meets, so of its parity only the core problems are run.
+    Triton compiles each kernel it meets, so of its parity only the core problems are run. Tests run
+    in several processes where pytest-xdist is installed.
     """
     python = sys.executable
-    pytest = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu", "-k"]
-    kernels = "not triton and not aten"
-    one_file = "tests/test_gpu.py"
+    pytest = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu"]
+    # Triton takes a second for each kernel, and the CPU as long for many a reference.
+    several, alike = [], {}
+    if find_spec("xdist"):
+        several = ["-n", str(min(12, os.cpu_count() or 1))]
+        seed = str(SystemRandom().randrange(2**32))
+        alike = {"OMP_NUM_THREADS": "2", "RESNEXT_KERNELS_TEST_SEED": seed}
     bench = [python, "-m", "resnext_kernels", "bench", "--device", "cuda"]
-    ours = ["--backend", "cuda", "aten", "auto"]  # what update_tuned.py reads, and what users get
+    ours = ["cuda", "aten", "auto"]  # what update_tuned.py reads, and what users get
     build = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": arch}
     # Without torch's cache an access beyond a tensor is one beyond an allocation.
     apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     check = [sanitizer, "--error-exitcode", "9", "--tool"]
     small = [python, "benchmarks/gpu/small.py"]
 
-    def times(suite: str, *batches: str) -> list[str]:
-        records = str(out / f"{suite}.json")
-        return [*bench, *ours, "--suite", suite, "--batch", *batches, "--json", records]
+    def times(name: str, backends: Sequence[str], suite: str, *batches: str) -> list[str]:
+        what = ["--backend", *backends, "--suite", suite, "--batch", *batches]
+        return [*bench, *what, "--json", str(out / f"{name}.json")]
 
     return [
         Stage("build", [python, "setup.py", "build_ext", "--inplace"], 180, build),
         Stage("info", [python, "-m", "resnext_kernels", "info"], 30),
-        Stage("tests", [*pytest, f"{kernels} and not graph and not 2_to_the_31"], 120),
-        Stage("graphs", [*pytest, "graph", one_file], 40),
-        Stage("large", [*pytest, "2_to_the_31", one_file], 40),
-        Stage("resnext50", times("resnext50", "64", "256"), 75),
-        Stage("resnext101_32x8d", times("resnext101_32x8d", "64", "256"), 75),
-        Stage("regnet", times("regnet", "64"), 60),
-        Stage("memcheck", [*check, "memcheck", *small], 45, apart),
-        Stage("racecheck", [*check, "racecheck", *small], 45, apart),
-        Stage("triton", [*pytest, "triton and core", "tests/test_parity.py"], 60),
-        Stage("triton_graphs", [*pytest, "triton", "tests/test_triton_gpu.py"], 40),
         Stage(
-            "triton_resnext50",
-            [
-                *bench,
-                "--backend",
-                "triton",
-                "aten",
-                "--suite",
-                "resnext50",
-                "--batch",
-                "64",
-                "--json",
-                str(out / "triton.json"),
-            ],
-            60,
+            "tests", [*pytest, *several, "-k", "not triton and not aten and not 2_to_the_31"],
+            120, alike,
         ),
-    ]
+        Stage("large", [*pytest, "-k", "2_to_the_31", "tests/test_gpu.py"], 40),
+        Stage("resnext50", times("resnext50", ours, "resnext50", "64", "256"), 90),
+        Stage(
+            "resnext101_32x8d", times("resnext101_32x8d", ours, "resnext101_32x8d", "64", "256"),
+            90,
+        ),
+        Stage(
+            "triton",
+            [*pytest, *several, "-k", "triton and (core or test_triton_gpu)",
+             "tests/test_parity.py", "tests/test_triton_gpu.py"],
+            75, alike,
+        ),
+        Stage("triton_resnext50", times("triton", ["triton", "aten"], "resnext50", "64"), 75),
+        Stage("memcheck", [*check, "memcheck", *small], 60, apart),
+        Stage("racecheck", [*check, "racecheck", *small], 60, apart),
+        Stage("regnet", times("regnet", ours, "regnet", "64"), 75),
+    ]  # fmt: skip
 
 
 def run_stages(todo: Sequence[Stage], out: Path, most_seconds: float) -> list[Outcome]:
@@ -156,15 +158,23 @@ def arch_of(capability: tuple[int, int]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="folder for logs and records")
-    out = parser.parse_args(arguments).out.resolve()
+    parser.add_argument(
+        "stages", nargs="*", metavar="STAGE", help="run these alone, in their usual order"
+    )
+    args = parser.parse_args(arguments)
+    out = args.out.resolve()
     try:
         import torch
     except ModuleNotFoundError:
         raise SystemExit(f"gpu: {sys.executable} has no torch; name another: PYTHON=...") from None
     if not torch.cuda.is_available():
         raise SystemExit(f"gpu: torch {torch.__version__} finds no CUDA device on this machine")
-    out.mkdir(parents=True, exist_ok=True)
     todo = stages(out, arch_of(torch.cuda.get_device_capability()), find_sanitizer())
+    if unknown := set(args.stages).difference(stage.name for stage in todo):
+        known = ", ".join(stage.name for stage in todo)
+        raise SystemExit(f"gpu: {', '.join(sorted(unknown))}: expected some of {known}")
+    todo = [stage for stage in todo if not args.stages or stage.name in args.stages]
+    out.mkdir(parents=True, exist_ok=True)
     outcomes = run_stages(todo, out, MOST_SECONDS)
     bad = [
         f"{outcome.name} ({outcome.status})" for outcome in outcomes if outcome.status != "passed"

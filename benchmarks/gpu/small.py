@@ -1,7 +1,7 @@
 """Small problems of every CUDA kernel, for compute-sanitizer, which slows them down manyfold.
 
-Every group width and stride, images that leave tails, every direction and epilogue; what no kernel
-serves is left out. Exits with 1 where a result is wrong.
+Every group width and stride, images that leave tails, every direction and epilogue, float32 with
+and without TF32; what no kernel serves is left out. Exits with 1 where a result is wrong.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from torch import Tensor
 from resnext_kernels import reference
 from resnext_kernels.backends import cuda
 from resnext_kernels.problem import DIRECTIONS, ConvProblem, Direction
-
-TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
+from resnext_kernels.verification.numerics import relative_error, tolerance
 
 
 def problems() -> Iterator[ConvProblem]:
@@ -36,45 +35,48 @@ def problems() -> Iterator[ConvProblem]:
 
 
 def images(shape: tuple[int, ...], like: ConvProblem) -> Tensor:
-    tensor = torch.randn(shape, dtype=like.dtype, device="cuda")
-    return tensor.contiguous(memory_format=torch.channels_last)
+    return torch.randn(shape).to(like.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def error_of(problem: ConvProblem, direction: Direction) -> float:
     """The relative error of one direction on random numbers.
 
-    The truth is computed on the CPU: the sanitizer would slow it down on the GPU.
+    All but the kernel runs on the CPU: the sanitizer slows down whatever runs on the GPU.
     """
     shapes = (problem.input_shape, problem.weight_shape, problem.output_shape)
-    input, weight, output = (images(shape, problem) for shape in shapes)
-    on_cpu = input.cpu(), weight.cpu(), output.cpu()
+    input, weight, output = on_cpu = tuple(images(shape, problem) for shape in shapes)
+    on_gpu = [tensor.to("cuda") for tensor in on_cpu]
     if direction == "wgrad":
-        expected = reference.wgrad(problem, on_cpu[2], on_cpu[0])
-        out = cuda.wgrad(problem, output, input, torch.channels_last)
+        expected = reference.wgrad(problem, output, input)
+        out = cuda.wgrad(problem, on_gpu[2], on_gpu[0], torch.channels_last)
     elif direction == "dgrad":
-        expected = reference.dgrad(problem, on_cpu[2], on_cpu[1])
-        out = cuda.dgrad(problem, output, weight)
+        expected = reference.dgrad(problem, output, weight)
+        out = cuda.dgrad(problem, on_gpu[2], on_gpu[1])
     else:
-        bias = torch.randn(problem.out_channels, dtype=problem.dtype, device="cuda")
-        expected = reference.fprop(problem, *on_cpu[:2], bias.cpu())
-        expected = (expected + on_cpu[2].double()).relu()
-        out = cuda.fprop(problem, input, weight, bias, output, True)
-    return float((out.double().cpu() - expected).norm() / expected.norm())
+        bias = torch.randn(problem.out_channels).to(problem.dtype)
+        expected = (reference.fprop(problem, input, weight, bias) + output.double()).relu()
+        out = cuda.fprop(problem, *on_gpu[:2], bias.to("cuda"), on_gpu[2], True)
+    return relative_error(out.cpu(), expected)
 
 
 def main() -> int:
     wrong = served = 0
-    for problem in problems():
+    for allow_tf32, problem in itertools.product((False, True), problems()):
+        torch.backends.cudnn.allow_tf32 = allow_tf32
+        if allow_tf32 and problem.dtype != torch.float32:
+            continue
         for direction in DIRECTIONS:
+            name = f"{direction} {problem} {problem.dtype}{' TF32' if allow_tf32 else ''}"
             reasons = cuda.not_supported_reasons(problem, direction)
             if reasons:
-                print(f"not served: {direction} {problem}: {'; '.join(reasons)}")
+                print(f"not served: {name}: {'; '.join(reasons)}")
                 continue
             error = error_of(problem, direction)
             served += 1
-            if not error < TOLERANCE[problem.dtype]:
+            if not error < tolerance(problem.dtype, problem.device):
                 wrong += 1
-                print(f"WRONG: {direction} {problem} {problem.dtype}: relative error {error:.1e}")
+                name = f"WRONG: {name}"
+            print(f"{name}: relative error {error:.1e}")
     print(f"{served} results, {wrong} of them wrong")
     return 1 if wrong or not served else 0
 

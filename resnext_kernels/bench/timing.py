@@ -23,7 +23,7 @@ _WARM_UP_ROUNDS = 2
 _MIN_ROUNDS = 7
 _MAX_ROUNDS = 1000
 _ROUNDS_QUEUED = 8  # on a GPU, between two looks at the clock
-_CACHES_FLUSHED = 4  # the bytes written between two calls on a GPU, in sizes of its L2 cache
+_CACHES_FLUSHED = 2  # the bytes copied between two calls on a GPU, in sizes of its L2 cache
 _HEAD_START = 200_000  # clock cycles, about 0.1 ms: the host queues a call in less
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -104,14 +104,17 @@ def _gpu_rounds(turns: Iterator[Turn[Name]]) -> list[tuple[Name, int]]:
     """On the current GPU.
 
     Before each call the L2 cache is filled with other data, and the GPU is kept busy for longer
-    than the host takes to queue the call: otherwise its time would hold the host's.
+    than the host takes to queue the call: otherwise its time would hold the host's. That data is
+    copied, as what a call reads and writes is, and as it is where bandwidth is measured: of data
+    that was only written, all that a call evicts would have to be written back within its time.
     """
     cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    other_data = torch.empty(_CACHES_FLUSHED * cache, dtype=torch.uint8, device="cuda")
+    data = torch.empty(_CACHES_FLUSHED * cache, dtype=torch.uint8, device="cuda")
+    other_data = torch.empty_like(data)
     times = []
     for name, call in turns:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        other_data.zero_()
+        other_data.copy_(data)
         torch.cuda._sleep(_HEAD_START)
         start.record()
         call()
