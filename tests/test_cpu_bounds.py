@@ -69,3 +69,38 @@ def test_a_result_larger_than_the_caches(stride: int) -> None:
     result = cpu.fprop(problem, input, weight, None, None, False)
     assert result.numel() * result.element_size() > 8 << 20
     assert ((result - expected).norm() / expected.norm()).item() < 1e-5
+
+
+BAD_OPERANDS = {
+    "weight in channels_last has 5 channels, expected an even number": {
+        "weight": torch.ones(4, 5, 3, 3).contiguous(memory_format=torch.channels_last)
+    },
+    "weight is not of the dtype": {"weight": torch.ones(4, 5, 3, 3).bfloat16()},
+    "weight is neither contiguous nor channels_last": {"weight": torch.ones(4, 5, 3, 6)[..., ::2]},
+    "weight expected 4 dimensions, the first in whole groups": {"groups": 3},
+    "bias is not one dense row": {"bias": torch.ones(3)},
+    "bias is not of the dtype": {"bias": torch.ones(4).bfloat16()},
+    "residual is not of the dtype": {"residual": torch.ones(1, 4, 6, 7).bfloat16()},
+    "residual is not dense": {"residual": torch.ones(1, 4, 6, 7)},
+    "source has the wrong shape": {"input": torch.ones(1, 2, 6, 7)},
+    "destination has the wrong shape": {"output": torch.ones(1, 4, 6, 6)},
+    "stride expected two values >= 1": {"stride": [0, 1]},
+    "padding expected two values >= 0": {"padding": [1]},
+    "dilation expected two values >= 1": {"dilation": [1, -1]},
+}
+
+
+@pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
+@pytest.mark.parametrize("message", BAD_OPERANDS)
+def test_the_private_operator_refuses_what_it_cannot_read(message: str) -> None:
+    def pixels(channels: int) -> torch.Tensor:
+        return torch.ones(1, channels, 6, 7).contiguous(memory_format=torch.channels_last)
+
+    arguments = {
+        "input": pixels(10), "weight": torch.ones(4, 5, 3, 3), "bias": torch.ones(4),
+        "residual": pixels(4), "output": pixels(4), "stride": [1, 1], "padding": [1, 1],
+        "dilation": [1, 1], "groups": 2, "relu": False,
+    }  # fmt: skip
+    torch.ops.resnext_kernels_cpu.fprop(**arguments)
+    with pytest.raises(RuntimeError, match=f"resnext_kernels_cpu: {message}"):
+        torch.ops.resnext_kernels_cpu.fprop(**arguments | BAD_OPERANDS[message])

@@ -28,9 +28,14 @@ Element element_of(const Tensor& t) {
   return t.scalar_type() == ScalarType::Float ? Element::f32 : Element::bf16;
 }
 
+void check_like(const Tensor& t, Element element, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() && element_of(t) == element, "resnext_kernels_cpu: ", name,
+                  " is not of the dtype and the device of the others");
+}
+
 PixelStrides pixel_strides(const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 4 && (t.stride(1) == 1 || t.size(1) == 1),
-                  "resnext_kernels_cpu: expected a 4-d CPU tensor with channel stride 1");
+  STD_TORCH_CHECK(t.dim() == 4 && (t.stride(1) == 1 || t.size(1) == 1),
+                  "resnext_kernels_cpu: expected a 4-d tensor with channel stride 1");
   return {t.stride(0), t.stride(2), t.stride(3)};
 }
 
@@ -61,9 +66,19 @@ FilterStrides filter_strides(const Tensor& weight) {
   return {in * taps, 1, in};
 }
 
+void check_pair(const Ints& pair, int64_t least, const char* name) {
+  STD_TORCH_CHECK(pair.size() == 2 && pair[0] >= least && pair[1] >= least,
+                  "resnext_kernels_cpu: ", name, " expected two values >= ", least);
+}
+
 ConvProblem problem_of(const Tensor& weight, int64_t batch, int64_t in_h, int64_t in_w,
                        const Ints& stride, const Ints& padding, const Ints& dilation,
                        int64_t groups) {
+  check_pair(stride, 1, "stride");
+  check_pair(padding, 0, "padding");
+  check_pair(dilation, 1, "dilation");
+  STD_TORCH_CHECK(weight.dim() == 4 && groups > 0 && weight.size(0) % groups == 0,
+                  "resnext_kernels_cpu: weight expected 4 dimensions, the first in whole groups");
   ConvProblem p;
   p.batch = batch;
   p.in_channels = weight.size(1) * groups;
@@ -81,7 +96,6 @@ ConvProblem problem_of(const Tensor& weight, int64_t batch, int64_t in_h, int64_
   p.groups = groups;
   p.out_h = (in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
   p.out_w = (in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
-  filter_strides(weight);
   return p;
 }
 
@@ -133,8 +147,15 @@ TapConv tap_conv(const ConvProblem& p, const Tensor& src, const Tensor& weight, 
   check_shape(src, transposed ? output_shape(p) : input_shape(p), "source");
   check_dense(dst, transposed ? input_shape(p) : output_shape(p), "destination");
   const FilterStrides filter = filter_strides(weight);
+  // The kernels read such filters in pairs of input channels.
+  STD_TORCH_CHECK(transposed || filter.tap == 1 || weight.size(1) % 2 == 0,
+                  "resnext_kernels_cpu: weight in channels_last has ", weight.size(1),
+                  " channels, expected an even number");
   TapConv c;
   c.element = element_of(src);
+  check_like(src, c.element, "source");
+  check_like(weight, c.element, "weight");
+  check_like(dst, c.element, "destination");
   c.batch = p.batch;
   c.groups = p.groups;
   c.src_width = transposed ? p.out_width() : p.in_width();
@@ -162,7 +183,15 @@ void fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor
   const ConvProblem p = problem_of(weight, input.size(0), input.size(2), input.size(3), stride,
                                    padding, dilation, groups);
   TapConv c = tap_conv(p, input, weight, out, false);
-  if (residual) check_dense(*residual, output_shape(p), "residual");
+  if (residual) {
+    check_like(*residual, c.element, "residual");
+    check_dense(*residual, output_shape(p), "residual");
+  }
+  if (bias) {
+    check_like(*bias, c.element, "bias");
+    STD_TORCH_CHECK(bias->is_contiguous() && bias->numel() == p.out_channels,
+                    "resnext_kernels_cpu: bias is not one dense row of the output channels");
+  }
   c.bias = bias ? bias->const_data_ptr() : nullptr;
   c.residual = residual ? residual->const_data_ptr() : nullptr;
   c.relu = relu;
@@ -200,6 +229,9 @@ void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, co
   w.problem = problem_of(out, input.size(0), input.size(2), input.size(3), stride, padding,
                          dilation, groups);
   w.element = element_of(input);
+  check_like(input, w.element, "input");
+  check_like(grad_output, w.element, "grad_output");
+  check_like(out, w.element, "grad_weight");
   w.input = input.const_data_ptr();
   w.input_strides = pixel_strides(input);
   w.grad_output = grad_output.const_data_ptr();

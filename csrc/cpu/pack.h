@@ -31,8 +31,9 @@ class WeightPacker {
   // Returns what `passed` tells by whether all weights are finite.
   [[gnu::always_inline]] Vec pack(float* to) const {
     if (c_.weight_dst == 1) return pack_lanes(to);
-    if (c_.weight_src == 1) return pack_sources(to);
-    return pack_taps(to);
+    const bool pairs_fit = c_.src_width % Math::kPerWord == 0;
+    if (c_.weight_src == 1 && pairs_fit) return pack_sources(to);
+    return pack_taps(to);  // of a single tap, where sources lie side by side all the same
   }
 
  private:
@@ -60,7 +61,7 @@ class WeightPacker {
     return load_elements(values, kLanes);
   }
 
-  // Source channels side by side (fprop, channels_last). Pairs need an even number of them.
+  // Source channels side by side (fprop, channels_last), an even number of them where in pairs.
   [[gnu::always_inline]] Vec pack_sources(float* to) const {
     Vec check = zero();
     using Word = std::conditional_t<Math::kPerWord == 2, float, E>;
