@@ -2,11 +2,12 @@
 
 import copy
 import io
+import re
 
 import pytest
 import torch
 from interop import import_torchvision
-from small_models import randomise, relative_error, tiny
+from small_models import randomise, relative_error, tiny, tiny_torchvision
 from torch import nn
 
 from resnext_kernels import models
@@ -20,12 +21,6 @@ IN_TORCHVISION = (
     "resnext101_32x8d",
     "resnext101_64x4d",
 )
-
-
-def tiny_torchvision(**options):
-    resnet = import_torchvision().models.resnet
-    shape = {"layers": [1, 2, 1, 2], "groups": 4, "width_per_group": 8, "num_classes": 7}
-    return resnet.ResNet(resnet.Bottleneck, **shape | options)
 
 
 def multiply_adds(model, size):
@@ -223,10 +218,21 @@ def test_copies_and_pickles():
         ({"cardinality": 2.0}, r"cardinality=2.0: expected a positive integer"),
         ({"bottleneck_width": -4}, r"bottleneck_width=-4: expected a positive integer"),
         ({"num_classes": 0}, r"num_classes=0: expected a positive integer"),
+        ({"num_classes": True}, r"num_classes=True: expected a positive integer"),
+        ({"num_classes": 2.5}, r"num_classes=2.5: expected a positive integer"),
+        ({"layers": 4}, r"layers=4: expected a sequence of positive integers"),
+        ({"layers": "11"}, r"layers\[0\]='1': expected a positive integer"),
         ({"stem": "mnist"}, r"stem='mnist': expected one of imagenet, cifar"),
-        (
-            {"replace_stride_with_dilation": [True, False]},
-            r"replace_stride_with_dilation=\[True, False\]: expected None or 3 flags",
+        ({"zero_init_residual": "no"}, r"zero_init_residual='no': expected True or False"),
+        ({"norm_layer": "batch"}, r"norm_layer='batch': expected None or a callable"),
+        ({"norm_layer": False}, r"norm_layer=False: expected None or a callable"),
+        ({"norm_layer": nn.BatchNorm2d(64)}, r"norm_layer=BatchNorm2d\(64, .*: expected None or"),
+        *(
+            (
+                {"replace_stride_with_dilation": flags},
+                rf"replace_stride_with_dilation={re.escape(repr(flags))}: expected None or 3 flags",
+            )
+            for flags in ([True, False], "abc", 3, True, [0, 1, 2], [None] * 3)
         ),
     ],
 )

@@ -25,8 +25,35 @@ _STEM_CHANNELS = 64
 
 def _require_positive(**arguments: int) -> None:
     for name, value in arguments.items():
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}={value!r}: expected a positive integer")
+
+
+def _norm(norm_layer: NormLayer | None) -> NormLayer:
+    if norm_layer is None:
+        return nn.BatchNorm2d
+    if not callable(norm_layer) or isinstance(norm_layer, nn.Module):
+        raise ValueError(
+            f"norm_layer={norm_layer!r}: expected None or a callable from a number of channels to "
+            "a module"
+        )
+    return norm_layer
+
+
+def _flags(replace_stride_with_dilation: Sequence[bool] | None, count: int) -> Sequence[bool]:
+    flags = replace_stride_with_dilation
+    if flags is None:
+        return [False] * count
+    if (
+        not isinstance(flags, Sequence)
+        or len(flags) != count
+        or not all(isinstance(flag, int) and flag in (0, 1) for flag in flags)
+    ):
+        raise ValueError(
+            f"replace_stride_with_dilation={flags!r}: expected None or {count} flags, one for each "
+            "stage after the first"
+        )
+    return flags
 
 
 def _conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -78,6 +105,7 @@ class Bottleneck(nn.Module):
         self.conv3 = _conv1x1(width, out_channels)
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
+        self.stride = stride
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             projection = _conv1x1(in_channels, out_channels, stride)
@@ -110,7 +138,9 @@ class ResNeXt(nn.Module):
         stem: "imagenet" is a 7x7 convolution and a 3x3 max-pooling, both of stride 2; "cifar" is a
             3x3 convolution of stride 1 (section 5.3 of the paper).
 
-    `forward` maps floating-point images (N, 3, H, W) to logits (N, num_classes).
+    `forward` maps floating-point images (N, 3, H, W) to logits (N, num_classes). Attributes that
+    users of torchvision's ResNet read are there under its names: `inplanes` (channels of the last
+    stage), `dilation` (of the last stage), `groups`, `base_width`, and `stride` of each block.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -129,6 +159,8 @@ class ResNeXt(nn.Module):
         stem: Stem = "imagenet",
     ) -> None:
         super().__init__()
+        if not isinstance(layers, Sequence):
+            raise ValueError(f"layers={layers!r}: expected a sequence of positive integers")
         _require_positive(
             num_stages=len(layers),
             cardinality=cardinality,
@@ -138,27 +170,22 @@ class ResNeXt(nn.Module):
         )
         if stem not in get_args(Stem):
             raise ValueError(f"stem={stem!r}: expected one of {', '.join(get_args(Stem))}")
-        dilated = replace_stride_with_dilation
-        if dilated is None:
-            dilated = [False] * (len(layers) - 1)
-        if len(dilated) != len(layers) - 1:
-            raise ValueError(
-                f"replace_stride_with_dilation={replace_stride_with_dilation!r}: expected None or "
-                f"{len(layers) - 1} flags, one for each stage after the first"
-            )
-        norm_layer = norm_layer or nn.BatchNorm2d
+        if not isinstance(zero_init_residual, bool):
+            raise ValueError(f"zero_init_residual={zero_init_residual!r}: expected True or False")
+        norm_layer = _norm(norm_layer)
+        dilated = _flags(replace_stride_with_dilation, len(layers) - 1)
         block = partial(
             Bottleneck,
             cardinality=cardinality,
             bottleneck_width=bottleneck_width,
             norm_layer=norm_layer,
         )
-        self.cardinality = cardinality
-        self.bottleneck_width = bottleneck_width
+        self.cardinality = self.groups = cardinality
+        self.bottleneck_width = self.base_width = bottleneck_width
         self._add_stem(stem, norm_layer)
-        channels = self._add_stages(layers, dilated, block)
+        self.inplanes, self.dilation = self._add_stages(layers, dilated, block)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc = nn.Linear(self.inplanes, num_classes)
         self._initialise(zero_init_residual)
 
     def _add_stem(self, stem: Stem, norm_layer: NormLayer) -> None:
@@ -171,8 +198,8 @@ class ResNeXt(nn.Module):
 
     def _add_stages(
         self, layers: Sequence[int], dilated: Sequence[bool], block: Callable[..., Bottleneck]
-    ) -> int:
-        """Adds layer1, layer2, ... and returns the channels of the last."""
+    ) -> tuple[int, int]:
+        """Adds layer1, layer2, ... and returns the channels and the dilation of the last."""
         self._stages = [f"layer{stage}" for stage in range(1, len(layers) + 1)]
         channels, planes, shrink, dilation = _STEM_CHANNELS, _STEM_CHANNELS, 1, 1
         for name, blocks, dilate in zip(self._stages, layers, (False, *dilated), strict=True):
@@ -184,7 +211,7 @@ class ResNeXt(nn.Module):
             rest = (block(channels, planes, 1, dilation) for _ in range(blocks - 1))
             self.add_module(name, nn.Sequential(first, *rest))
             planes, shrink = 2 * planes, 2
-        return channels
+        return channels, dilation
 
     def _initialise(self, zero_init_residual: bool) -> None:
         """He initialisation (arXiv:1502.01852, fan-out); normalisations start as the identity."""
@@ -204,6 +231,10 @@ class ResNeXt(nn.Module):
                 nn.init.zeros_(scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._forward_impl(x)
+
+    def _forward_impl(self, x: torch.Tensor) -> torch.Tensor:
+        """What others' code replaces on an instance to have features instead of logits."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for stage in self._stages:
             x = getattr(self, stage)(x)
