@@ -41,29 +41,18 @@ CXX_FLAGS = [
     CXX_STANDARD, "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden",
     STABLE_ABI,
 ]  # fmt: skip
+# torch's build commands forbid these conversions and operators, which the kernels use.
+FORBIDDEN = ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")
 NVCC_FLAGS = [
-    CXX_STANDARD,
-    "-O3",
-    "-Xcompiler=-fvisibility=hidden",
-    STABLE_ABI,
-    "-DUSE_CUDA",
-    # torch's build commands forbid these conversions and operators, which the kernels use.
-    "-U__CUDA_NO_HALF_OPERATORS__",
-    "-U__CUDA_NO_HALF_CONVERSIONS__",
-    "-U__CUDA_NO_HALF2_OPERATORS__",
-    "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
-]
+    CXX_STANDARD, "-O3", "-Xcompiler=-fvisibility=hidden", STABLE_ABI, "-DUSE_CUDA",
+    *(f"-U__CUDA_NO_{name}__" for name in FORBIDDEN),
+]  # fmt: skip
 LINK_FLAGS = ["-Wl,--as-needed", "-Wl,-z,defs", "-Wl,--exclude-libs,ALL"]
 
 # Ampere, Hopper and Blackwell servers; the PTX serves every later GPU.
 DEFAULT_CUDA_ARCHS = "8.0;9.0a;10.0+PTX"
 CUDA_ARCH = re.compile(r"(?P<major>\d+)\.(?P<minor>\d)(?P<feature>[af]?)(?P<ptx>\+PTX)?")
 CONVENTIONAL_CUDA_HOME = Path("/usr/local/cuda")
-
-WITHOUT_TORCH = (
-    "resnext_kernels: torch is not installed where the package is built. Install torch first, "
-    "then: pip install --no-build-isolation ."
-)
 
 
 def say(message: str) -> None:
@@ -141,14 +130,10 @@ class CudaPlan:
     reason: str
 
 
-def plan_cuda(
-    environ: Mapping[str, str], sources: list[str], home: Path | None, torch_cuda: str | None
-) -> CudaPlan:
+def plan_cuda(environ: Mapping[str, str], home: Path | None, torch_cuda: str | None) -> CudaPlan:
     """Decide whether the CUDA library is built; ``torch_cuda`` is the CUDA version of torch."""
     if is_set("RESNEXT_KERNELS_SKIP_CUDA_BUILD", environ):
         return CudaPlan(None, "RESNEXT_KERNELS_SKIP_CUDA_BUILD=1")
-    if not sources:
-        return CudaPlan(None, "this version has no CUDA kernels")
     if torch_cuda is None and not is_set("FORCE_CUDA", environ):
         return CudaPlan(None, "torch is built without CUDA (FORCE_CUDA=1 builds it all the same)")
     if home is None:
@@ -230,7 +215,10 @@ class BuildWithoutTorch(build_ext):
     """Lets metadata and source distributions be made without torch, but no library."""
 
     def run(self) -> None:
-        raise SystemExit(WITHOUT_TORCH)
+        raise SystemExit(
+            f"{PACKAGE}: torch is not installed where the package is built. Install torch first, "
+            "then: pip install --no-build-isolation ."
+        )
 
 
 def build_command(plan: CudaPlan) -> type[build_ext]:
@@ -258,19 +246,15 @@ def build_command(plan: CudaPlan) -> type[build_ext]:
                 cpp_extension.CUDA_HOME = str(plan.home)
                 torch.version.cuda = torch.version.cuda or nvcc_version(plan.home)
             if self.inplace:
-                self.remove_libraries_in_place()
+                # Neither a failed build nor one without CUDA may leave an older library to load.
+                for name in ("_cpu.so", "_cuda.so"):
+                    (HERE / PACKAGE / name).unlink(missing_ok=True)
             say(f"building the CPU library with {shlex.join(find_compiler(os.environ))}")
-            verb = "building" if plan.home else "not building"
-            say(f"{verb} the CUDA library: {plan.reason}")
+            say(f"{'building' if plan.home else 'not building'} the CUDA library: {plan.reason}")
             super().run()
             for extension in self.extensions:
                 path = Path(self.get_ext_fullpath(extension.name))
                 say(f"built {path.name}, {path.stat().st_size / 1024:.0f} KiB")
-
-        def remove_libraries_in_place(self) -> None:
-            """Neither a failed build nor one without CUDA may leave an older library to load."""
-            for name in ("_cpu.so", "_cuda.so"):
-                (HERE / PACKAGE / name).unlink(missing_ok=True)
 
         def build_extensions(self) -> None:
             # The flags that this Python was compiled with have no say over the kernels.
@@ -302,12 +286,8 @@ def main() -> None:
     # ninja may be installed beside this Python while PATH does not lead there.
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     torch = import_torch()
-    plan = plan_cuda(
-        os.environ,
-        find_sources("csrc/cuda", ".cu"),
-        find_cuda_home(os.environ, CONVENTIONAL_CUDA_HOME),
-        torch.version.cuda if torch else None,
-    )
+    home = find_cuda_home(os.environ, CONVENTIONAL_CUDA_HOME)
+    plan = plan_cuda(os.environ, home, torch.version.cuda if torch else None)
     extensions = [cpu_extension()]
     if plan.home is not None:
         arch_list = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS

@@ -94,35 +94,33 @@ def test_find_cuda_home(setup_script: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "sources", "torch_cuda", "reason"),
+    ("environ", "torch_cuda", "reason"),
     [
-        ({}, ["fprop.cu"], None, "torch is built without CUDA (FORCE_CUDA=1 builds"),
-        ({"FORCE_CUDA": "0"}, ["fprop.cu"], None, "torch is built without CUDA"),
-        ({"FORCE_CUDA": "1"}, ["fprop.cu"], None, None),
-        ({}, ["fprop.cu"], "12.9", None),
-        ({"RESNEXT_KERNELS_SKIP_CUDA_BUILD": "0"}, ["fprop.cu"], "12.4", None),
-        ({"RESNEXT_KERNELS_SKIP_CUDA_BUILD": "1"}, ["fprop.cu"], "12.4", "SKIP_CUDA_BUILD=1"),
-        ({}, [], "12.4", "has no CUDA kernels"),
-        ({}, ["fprop.cu"], "13.0", "nvcc is of CUDA 12.4, torch of CUDA 13.0"),
+        ({}, None, "torch is built without CUDA (FORCE_CUDA=1 builds"),
+        ({"FORCE_CUDA": "0"}, None, "torch is built without CUDA"),
+        ({"FORCE_CUDA": "1"}, None, None),
+        ({}, "12.9", None),
+        ({"RESNEXT_KERNELS_SKIP_CUDA_BUILD": "0"}, "12.4", None),
+        ({"RESNEXT_KERNELS_SKIP_CUDA_BUILD": "1"}, "12.4", "SKIP_CUDA_BUILD=1"),
+        ({}, "13.0", "nvcc is of CUDA 12.4, torch of CUDA 13.0"),
     ],
 )
 def test_plan_cuda(
     setup_script: ModuleType,
     tmp_path: Path,
     environ: dict[str, str],
-    sources: list[str],
     torch_cuda: str | None,
     reason: str | None,
 ) -> None:
     home = make_toolkit(tmp_path / "cuda", "12.4")
-    plan = setup_script.plan_cuda(environ, sources, home, torch_cuda)
+    plan = setup_script.plan_cuda(environ, home, torch_cuda)
     assert plan.home == (home if reason is None else None)
     assert (reason or f"nvcc 12.4 from {home}") in plan.reason
 
 
 @pytest.mark.parametrize("environ", [{}, {"CUDA_HOME": "/no/such/toolkit"}])
 def test_plan_cuda_without_nvcc(setup_script: ModuleType, environ: dict[str, str]) -> None:
-    plan = setup_script.plan_cuda(environ, ["fprop.cu"], None, "12.4")
+    plan = setup_script.plan_cuda(environ, None, "12.4")
     assert plan.home is None
     assert plan.reason.startswith("no nvcc in ")
     assert environ.get("CUDA_HOME", "on PATH") in plan.reason
