@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import dispatch, ops, tuning, user_table
 from .backends import BACKENDS, aten
 from .calls import Call, grouped_calls
+from .functional import check_tensors
 from .nn import GroupedConv2d
 from .problem import DIRECTIONS, ConvProblem, Direction, IntOrPair, normalise, validate
 
@@ -115,9 +116,11 @@ def explain(
     Raises:
         ProblemError: as `grouped_conv2d` would.
         ModelError: the model fails on the images.
+        TypeError: ``input`` is neither a tensor nor a module, or ``weight`` no tensor.
     """
     if isinstance(input, nn.Module):
         return _of_model(input, weight)
+    check_tensors(input, weight)
     batched, weight = ops.autocast(input.device.type, input, weight)
     batched = batched.unsqueeze(0) if batched.dim() == 3 else batched
     batched, conv = normalise(batched, weight, stride, padding, dilation, groups)

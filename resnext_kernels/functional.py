@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -49,13 +50,15 @@ def grouped_conv2d(
     out = eager.direct(input, weight, bias, stride, padding, dilation, groups, backend)
     if out is not None:
         return out
+    if is_onnx_export():
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     # A subclass, a mode, a proxy of torch.fx; torch.compile deals with them in its own way.
     if not torch.compiler.is_compiling() and has_torch_function((input, weight, bias)):
         return handle_torch_function(
             grouped_conv2d, (input, weight, bias),
             input, weight, bias, stride, padding, dilation, groups, backend=backend,
         )  # fmt: skip
-    _check_tensors(input, weight, bias)
+    check_tensors(input, weight, bias)
     check_backend_name(backend)
     if input.dim() == 3:
         batched = input.unsqueeze(0)
@@ -68,6 +71,16 @@ def grouped_conv2d(
         return _left_to_aten(input, weight, bias, conv)
     convolve = _transformable() if is_transformed() else ops.grouped_conv2d
     return convolve(input, weight, bias, *conv, backend)
+
+
+def is_onnx_export() -> bool:
+    """Whether `torch.onnx.export` is recording a model, for runtimes that know no operator of ours.
+
+    False under the compiler of torch, which would guard against torch.onnx being imported.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 def _left_to_aten(input: Tensor, weight: Tensor, bias: Tensor | None, conv: Convolution) -> Tensor:
@@ -84,7 +97,8 @@ def _transformable() -> Callable[..., Tensor]:
     return transforms.grouped_conv2d
 
 
-def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Raise TypeError for what is no tensor, `ProblemError` for an ``input`` of another rank."""
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if not isinstance(value, Tensor) and (name != "bias" or value is not None):
             raise TypeError(f"{name}: {type(value).__name__}, expected a Tensor")

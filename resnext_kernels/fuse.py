@@ -32,8 +32,10 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
     dense ones run with weights that are laid out once, and anew after a change that autograd counts
     (one through ``.data`` it does not). Images are computed in channels_last, in
     which outputs of 4 dimensions are returned too. Outputs equal those of ``model`` but for the
-    rounding of folded weights. Everything else stays as it was: ``print(result.report)`` tells
-    what, and why.
+    rounding of folded weights, in the containers that it returns: dicts, lists, tuples, plain
+    dataclasses and whatever is registered with ``torch.utils._pytree``, as the ``ModelOutput`` of
+    other libraries is. Everything else stays as it was: ``print(result.report)`` tells what, and
+    why.
 
     The copy shares no tensor with ``model``. It keeps the names of parameters that are left; those
     of convolutions take no gradient. It can be compiled, exported, copied and saved, and moved to
@@ -49,9 +51,10 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ProblemError: ``model`` or a part of it is in training mode; its own forward (not that of a
-            part, which then stays as it is) has control flow or autocast, which `torch.fx` cannot
-            record, or hooks. The remedy is to optimise its parts:
+        ProblemError: ``model`` or a part of it is in training mode or cannot be copied; it is
+            TorchScript; its own forward (not that of a
+            part, which then stays as it is) has control flow, autocast or another container, which
+            `torch.fx` cannot record, or hooks. The remedy is to optimise its parts:
             ``model.backbone = optimize_for_inference(model.backbone)``.
     """
     if not isinstance(model, nn.Module):
@@ -62,13 +65,23 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
             raise ProblemError(f"model: {where} is in training mode, expected model.eval()")
     # Out of inference mode, so that the copy's tensors are not confined to it.
     with torch.inference_mode(False), torch.no_grad():
-        fast, unrecorded = graphs.record(copy.deepcopy(model))
+        fast, unrecorded = graphs.record(_copied(model))
         report = _Fuser(fast).run()
     report.left.update(unrecorded)
     vars(fast)["report"] = report
     fast.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"report": report}  # by copies
     fast.recompile()
     return fast
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ProblemError(
+            f"model: {type(model).__name__} expected one that can be copied, without sharded "
+            f"weights, or weights that pruning or weight_norm computed with gradients ({error})"
+        ) from error
 
 
 class FusionReport:

@@ -4,49 +4,36 @@ from __future__ import annotations
 
 import inspect
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.jit import ScriptModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .augmented import AUGMENTED, Proxy
 from .fused_conv import FusedConv2d, FusedGroupedConv2d
 from .nn import GroupedConv2d
 from .problem import FLOATING, ProblemError
 
 Modules = Mapping[Any, Any]
 
+# What `torch.fx` records as what it is, unlike other kinds of these.
+_AS_THEY_ARE = {dict, list, tuple, torch.Size, immutable_dict, immutable_list, pytree.TreeSpec}
 _CONSTANTS = (type(None), bool, int, float, str)
-
-
-def iadd(value: Any, other: Any) -> Any:
-    """``value += other`` in a graph, for numbers too: `operator.iadd` is written as a statement,
-    after which whatever reads ``value`` reads the sum."""
-    return operator.iadd(value, other)
-
-
-def isub(value: Any, other: Any) -> Any:
-    return operator.isub(value, other)
-
-
-def imul(value: Any, other: Any) -> Any:
-    return operator.imul(value, other)
-
-
-def itruediv(value: Any, other: Any) -> Any:
-    return operator.itruediv(value, other)
-
-
-AUGMENTED = (iadd, isub, imul, itruediv)
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _SUMS = (operator.add, torch.add, "add")
-_SUMS_IN_PLACE = (iadd, "add_")
+_SUMS_IN_PLACE = (AUGMENTED["iadd"], "add_")
 
 
 def record(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
@@ -56,6 +43,8 @@ def record(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
         ProblemError: the forward of ``model`` itself cannot be recorded.
     """
     kind = type(model).__name__
+    if isinstance(model, ScriptModule):
+        raise ProblemError(f"model: {kind} is TorchScript, expected a module from before scripting")
     if has_hooks(model) or "forward" in vars(model):
         what = "hooks" if has_hooks(model) else "a forward of its own instance"
         raise ProblemError(
@@ -92,20 +81,6 @@ def is_norm_act(module: nn.Module) -> bool:
     return kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.")
 
 
-class _Proxy(fx.Proxy):
-    """Records ``a += b`` as what it is: `torch.fx` alone would record ``a + b``."""
-
-
-for _operation in AUGMENTED:
-    setattr(
-        _Proxy,
-        f"__{_operation.__name__}__",
-        lambda self, other, _operation=_operation: self.tracer.create_proxy(
-            "call_function", _operation, (self, other), {}
-        ),
-    )
-
-
 class _Recorder(fx.Tracer):
     def __init__(self, opaque: dict[str, str] | None = None) -> None:
         super().__init__()
@@ -115,7 +90,24 @@ class _Recorder(fx.Tracer):
         self.autocasts = _autocasts()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return Proxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """As `torch.fx`, which makes plain dicts, lists and tuples of the kinds derived of them."""
+        kind = type(a)
+        if kind in _AS_THEY_ARE or isinstance(a, (fx.Proxy, fx.node.Node)):
+            return super().create_arg(a)
+        if kind is OrderedDict:
+            return self.create_node("call_function", kind, (self.create_arg(dict(a)),), {})
+        if kind in pytree.SUPPORTED_NODES:
+            leaves, spec = pytree.tree_flatten(a)
+            arguments = self.create_arg(leaves), self.create_arg(spec)
+            return self.create_node("call_function", pytree.tree_unflatten, arguments, {})
+        if isinstance(a, (dict, list, tuple)) and not hasattr(a, "_fields"):
+            raise TypeError(f"a {kind.__name__} is no container that torch.utils._pytree knows")
+        if is_dataclass(a) and not _is_plain_record(kind):
+            raise TypeError(f"a {kind.__name__} is a dataclass that its fields alone do not make")
+        return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _autocasts() != self.autocasts:
@@ -149,6 +141,11 @@ class _Recorder(fx.Tracer):
             if self.failed is None and not self.is_leaf_module(m, path):
                 self.failed = path, type(m).__name__
             raise
+
+
+def _is_plain_record(kind: type) -> bool:
+    """Whether a dataclass holds what its constructor is given, and nothing else."""
+    return not hasattr(kind, "__post_init__") and all(field.init for field in fields(kind))
 
 
 def _autocasts() -> int:

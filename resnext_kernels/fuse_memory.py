@@ -14,7 +14,8 @@ from types import FunctionType
 import torch
 from torch import fx
 
-from .fuse_graph import AUGMENTED, Modules
+from .augmented import AUGMENTED
+from .fuse_graph import Modules
 
 # By the memory format of a tensor, they share its memory or copy it.
 _BY_FORMAT = ("contiguous", "flatten", "ravel", "reshape", "reshape_as", "to", "view", "view_as")
@@ -63,7 +64,7 @@ def _written_by(node: fx.Node, modules: Modules) -> fx.Node | None:
     elif node.op == "call_function":
         if isinstance(out := node.kwargs.get("out"), fx.Node):
             return out
-        known = node.target in (*AUGMENTED, operator.setitem)
+        known = node.target in (*AUGMENTED.values(), operator.setitem)
         writes = known or _name(node, modules).endswith("_") or _is_asked_to_write(node)
     else:
         writes = node.op == "call_method" and _name(node, modules).endswith("_")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
 from . import ops
+from .functional import is_onnx_export
 from .nn import GroupedConv2d
 from .plain import is_plain, is_plain_thread, is_transformed
 from .problem import Convolution
@@ -100,10 +101,10 @@ class FusedGroupedConv2d(GroupedConv2d):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         input = entering(self, input)
         window = _window(self)
-        if window is None or not _is_usual(input):
+        plain = _is_plain_inference(self, input, residual)
+        if window is None or not _is_usual(input) or (not plain and is_onnx_export()):
             return _finish(super().forward(input), residual, self.relu)
         fits = residual is None or _is_like_output(self, residual, input, window)
-        plain = _is_plain_inference(self, input, residual)
         convolve = ops.compute_fused if plain else ops.grouped_conv2d_fused
         out = convolve(
             input, self.weight, self.bias, residual if fits else None, *window,

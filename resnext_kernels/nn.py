@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .functional import grouped_conv2d
+from .functional import grouped_conv2d, is_onnx_export
 
 
 class GroupedConv2d(torch.nn.Conv2d):
@@ -23,7 +23,9 @@ class GroupedConv2d(torch.nn.Conv2d):
     backend = "auto"
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.jit.is_scripting() or torch.jit.is_tracing():
+        if torch.jit.is_scripting():
+            return self._torchscript_forward(input, weight, bias)
+        if torch.jit.is_tracing() and not is_onnx_export():
             return self._torchscript_forward(input, weight, bias)
         padding = self.padding
         if self.padding_mode != "zeros":

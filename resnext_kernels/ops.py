@@ -87,7 +87,7 @@ def compute_fused(
     key = (
         input.shape, input.stride(), input.dtype, input.device,
         weight.shape, weight.stride(), weight.dtype, weight.device,
-        None if bias is None else (bias.shape, bias.dtype, bias.device),
+        None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout),
         *stride, *padding, *dilation, groups, backend,
     )  # fmt: skip
     plan = _FPROP_PLANS.get(key)

@@ -258,11 +258,11 @@ def _validate_types(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if input.dtype not in FLOATING:
         names = ", ".join(str(d) for d in FLOATING)
         raise ProblemError(f"input: dtype {input.dtype}, expected one of {names}")
-    if input.layout != torch.strided:
-        raise ProblemError(f"input: layout {input.layout}, expected {torch.strided}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
+        if tensor.layout != torch.strided:
+            raise ProblemError(f"{name}: layout {tensor.layout}, expected {torch.strided}")
         if tensor.dtype != input.dtype:
             raise ProblemError(f"{name}: dtype {tensor.dtype}, expected {input.dtype} as the input")
         if tensor.device != input.device:

@@ -39,7 +39,9 @@ def replace_grouped_convs(
 
     Swap before or after wrapping by DistributedDataParallel and `torch.compile`, but before
     scripting, tracing or exporting the model or sharding it with ``fully_shard``, and after fusing
-    or quantising its other layers. Modules that are `GroupedConv2d` already are given ``backend``.
+    or quantising its other layers. `torch.onnx.export` of the swapped model gives standard
+    convolutions; what else is to run without this package is exported after ``restore()``.
+    Modules that are `GroupedConv2d` already are given ``backend``.
 
     Args:
         model: any module; a lone convolution, too.
@@ -194,7 +196,7 @@ def _reason_against(module: nn.Module) -> str:
         return _reason_against_class(module)
     if "forward" in vars(module) or "_conv_forward" in vars(module):
         return "its forward was replaced on the instance"
-    if hasattr(module, "activation_post_process"):
+    if getattr(module, "qconfig", None) or hasattr(module, "activation_post_process"):
         return "prepared for quantisation, which converts torch.nn.Conv2d alone"
     if getattr(module, "weight", None) is None:
         return "it has no weight"

@@ -1,5 +1,7 @@
 """Small ResNeXts for the tests of the model family."""
 
+from interop import import_torchvision
+
 from resnext_kernels import models
 
 
@@ -7,6 +9,13 @@ def tiny(**options):
     """All kinds of blocks at a size that runs in milliseconds."""
     shape = {"layers": (1, 2, 1, 2), "cardinality": 4, "bottleneck_width": 8, "num_classes": 7}
     return models.ResNeXt(**shape | options)
+
+
+def tiny_torchvision(**options):
+    """The same in torchvision."""
+    resnet = import_torchvision().models.resnet
+    shape = {"layers": [1, 2, 1, 2], "groups": 4, "width_per_group": 8, "num_classes": 7}
+    return resnet.ResNet(resnet.Bottleneck, **shape | options)
 
 
 def randomise(model):

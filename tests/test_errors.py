@@ -193,6 +193,18 @@ def test_complex_input_is_left_to_aten():
         rk.grouped_conv2d(**args, backend="cpu")
 
 
+@pytest.mark.parametrize("backend", ["auto", "cpu", "aten"])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_sparse_operands(name, backend):
+    rk.grouped_conv2d(**good(), backend=backend)  # of the same shapes
+    args = good() | {name: good()[name].to_sparse()}
+    message = rf"{name}: layout torch\.sparse_coo, expected torch\.strided"
+    with pytest.raises(rk.ProblemError, match=message):
+        rk.grouped_conv2d(**args, backend=backend)
+    with pytest.raises(RuntimeError):
+        F.conv2d(**args)
+
+
 LIKE_OUTPUT = [
     (ones(2, 8, 5, 5), r"shape \(2, 8, 5, 5\), expected \(2, 8, 5, 6\) as the output"),
     (ones(1, 8, 5, 6), r"shape \(1, 8, 5, 6\), expected \(2, 8, 5, 6\) as the output"),

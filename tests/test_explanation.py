@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import numpy
 import pytest
 import torch
 from problems import problem
@@ -122,6 +123,20 @@ def test_layers_that_name_a_backend_and_layers_not_replaced():
 def test_a_model_without_grouped_convolutions():
     explanation = rk.explain(nn.Conv2d(3, 3, 1), torch.randn(1, 3, 4, 4))
     assert str(explanation) == "Conv2d: 0 calls of grouped convolutions"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, torch.ones(4, 2, 3, 3)), "input: NoneType, expected a Tensor"),
+        ((numpy.ones((1, 4, 5, 5)), torch.ones(4, 2, 3, 3)), "input: ndarray, expected a Tensor"),
+        ((nn.Conv2d, torch.ones(1, 4, 5, 5)), "input: type, expected a Tensor"),
+        ((torch.ones(1, 4, 5, 5), [1.0]), "weight: list, expected a Tensor"),
+    ],
+)
+def test_what_is_no_tensor(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        rk.explain(*arguments)
 
 
 def test_a_model_that_fails():

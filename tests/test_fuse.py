@@ -9,6 +9,7 @@ from fusible import assert_same, images, parts_of, small
 from interop import import_timm, import_torchvision
 from small_models import randomise, relative_error, tiny
 from torch import nn
+from torch.nn.utils import prune
 
 import resnext_kernels as rk
 from resnext_kernels.fused_conv import FusedConv2d, FusedGroupedConv2d
@@ -88,6 +89,16 @@ def test_bad_models():
     model.layer2.train()
     with pytest.raises(rk.ProblemError, match="its part 'layer2' is in training mode"):
         rk.optimize_for_inference(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_models_that_cannot_be_recorded_or_copied():
+    scripted = torch.jit.script(nn.Conv2d(3, 3, 1).eval())
+    with pytest.raises(rk.ProblemError, match="model: RecursiveScriptModule is TorchScript"):
+        rk.optimize_for_inference(scripted)
+    pruned = prune.random_unstructured(nn.Conv2d(3, 3, 1), "weight", 0.5).eval()
+    with pytest.raises(rk.ProblemError, match="model: Conv2d expected one that can be copied"):
+        rk.optimize_for_inference(pruned)
 
 
 def test_copies_pickles_and_state_dicts():

@@ -5,6 +5,7 @@ import torch
 from small_models import relative_error
 from torch import nn
 from torch.ao import quantization
+from torch.ao.quantization.quantize_fx import prepare_fx
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from resnext_kernels import GroupedConv2d, replace_grouped_convs
@@ -61,6 +62,16 @@ def prepared():
     module = nn.Sequential(conv()).eval()
     module.qconfig = quantization.get_default_qconfig("x86")
     return quantization.prepare(module)
+
+
+def prepared_as_a_graph():
+    mapping = quantization.get_default_qconfig_mapping("x86")
+    return prepare_fx(nn.Sequential(conv()).eval(), mapping, (images(),))
+
+
+def fused_and_prepared():
+    mapping = quantization.get_default_qconfig_mapping("x86")
+    return prepare_fx(nn.Sequential(conv(), nn.ReLU()).eval(), mapping, (images(),))
 
 
 def quantised():
@@ -127,6 +138,8 @@ def wrapped_weight():
         (without_weight, "it has no weight"),
         (wrapped_weight, "its weight is a Wrapped: swap before sharding or quantising"),
         (prepared, "prepared for quantisation"),
+        (prepared_as_a_graph, "prepared for quantisation"),
+        (fused_and_prepared, "prepared for quantisation"),
         (quantised, "Conv2d of torch.ao.nn.quantized.modules.conv is quantised"),
         (quantisation_aware, "Conv2d of torch.ao.nn.qat.modules.conv is quantised"),
         (lambda: torch.jit.script(conv()), "TorchScript is compiled already: swap before"),

@@ -101,6 +101,7 @@ def test_tune_takes_a_model_of_the_users(models, capsys):
 @pytest.mark.parametrize(
     "name, expected",
     [
+        ("", "expected timm:NAME, torchvision:NAME or path.py:function"),
         ("models.py", "expected timm:NAME, torchvision:NAME or path.py:function"),
         ("nowhere.py:convs", "nowhere.py"),
         ("{}:missing", "missing"),

@@ -141,12 +141,12 @@ def _run_layers(args: argparse.Namespace) -> runner.Result:
 
 def _cases(args: argparse.Namespace) -> list[Case]:
     """Of a suite of the registry, of a file, or of a model."""
-    if args.model and args.suite:
+    if args.model is not None and args.suite:
         raise UserError(f"--model goes without --suite, or with --suite {WHOLE_MODELS}")
     combined = (args.direction, args.dtype, args.batch, args.device)
     suite = args.suite or _SUITE
     try:
-        if args.model:
+        if args.model is not None:
             return cases_of_layers(args.model, recorded.layers_of(args.model), *combined)
         if suite not in SUITES:
             layers = custom.read_suite(Path(suite))
@@ -163,7 +163,7 @@ def _run_models(args: argparse.Namespace) -> runner.Result:
         if getattr(args, name) != usual:
             raise UserError(f"--{name} is for layers: --suite {WHOLE_MODELS} measures inference")
     peers = _peers(args.peers, whole_model.PEERS, list(whole_model.PEERS))
-    models = [args.model] if args.model else whole_model.MODELS
+    models = whole_model.MODELS if args.model is None else [args.model]
     chosen = (models, args.dtype, args.batch, peers)
     progress = ProgressLine(whole_model.steps(*chosen)).step
     try:

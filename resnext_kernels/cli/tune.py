@@ -97,7 +97,7 @@ def _writable_folder() -> Path:
 
 def _cases(args: argparse.Namespace, device: str) -> list[Case]:
     layers: Sequence = SUITES[_SUITE]
-    if args.model:
+    if args.model is not None:
         try:
             layers = recorded.layers_of(args.model)
         except recorded.ModelError as error:
