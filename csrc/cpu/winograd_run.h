@@ -18,6 +18,9 @@ class WinogradRunner {
   using E = typename S::E;
   using W = Winograd<STRIDE>;
   static constexpr int kVecs = S::kIsLane ? 1 : kBlockVectors;
+  // Pixels are asked for while the unit before computes; where a unit takes no time, a block
+  // before.
+  static constexpr bool kByUnit = !S::kIsLane;
 
  public:
   // A task is a block of tiles of one image, for one chunk of units.
@@ -44,7 +47,7 @@ class WinogradRunner {
   static bool run(const TapConv& c, const TapPlan& p, float* scratch, int64_t begin, int64_t end) {
     WinogradRunner runner(c);
     runner.lay_out(p, scratch);
-    if (begin < end) runner.look_ahead(begin, S::dst_vectors(c));  // while it packs weights
+    if (begin < end) runner.look_ahead(runner.block_of(begin), 0);  // while it packs weights
     for (int64_t task = begin; task < end; ++task) runner.block(task, task + 1 < end);
     if (p.stream) stream_fence();
     return passed(runner.check_);
@@ -93,8 +96,14 @@ class WinogradRunner {
     const Block b = block_of(task);
     if (b.chunk != chunk_) start_chunk(b.chunk);
     list_pixels(b);
-    if (more) look_ahead(task + 1, W::kPoints * ((S::dst_vectors(c_) + kVecs - 1) / kVecs));
-    for (int64_t u = 0; u < units_; ++u) unit(u);
+    for (int64_t u = 0; u < units_; ++u) {
+      if (kByUnit && u + 1 < units_) {
+        look_ahead(b, u + 1);
+      } else if (more && (kByUnit || u == 0)) {
+        look_ahead(block_of(task + 1), 0);
+      }
+      unit(u);
+    }
   }
 
   void start_chunk(int64_t chunk) {
@@ -152,26 +161,26 @@ class WinogradRunner {
         }
   }
 
-  // Turns to the pixels that a task reads, and blocks before it did not, and to those it writes;
-  // they are asked for in `parts` parts a unit.
-  void look_ahead(int64_t task, int64_t parts) {
-    const Block b = block_of(task);
-    const int64_t units = plan_->chunk_units;
+  // Turns to the pixels that unit u of a block reads, and blocks before it did not, and to those it
+  // writes; unless `kByUnit`, to those of all units.
+  void look_ahead(const Block& b, int64_t u) {
+    const int64_t units = kByUnit ? 1 : plan_->chunk_units;
+    const int64_t parts = units * W::kPoints * ((S::dst_vectors(c_) + kVecs - 1) / kVecs);
     const int64_t row = std::max<int64_t>(first_row(b) + (b.row > 0 ? W::kShared : 0), 0);
     const int64_t col = std::max<int64_t>(first_col(b) + (b.col > 0 ? W::kShared : 0), 0);
     const int64_t rows =
         std::min(first_row(b) + W::kStep * rows_.size + W::kShared, c_.src_rows) - row;
     const int64_t cols =
         std::min(first_col(b) + W::kStep * cols_.size + W::kShared, c_.src_cols) - col;
-    sources_ahead_.start(source(b, row, col), c_.src_strides, cols > 0 ? rows : 0, cols,
-                         units * channels_, parts * units);
+    sources_ahead_.start(source(b, row, col) + u * channels_, c_.src_strides, cols > 0 ? rows : 0,
+                         cols, units * channels_, parts);
     if (plan_->stream) return;
     const PixelStrides dense = {0, c_.dst_cols * c_.dst_channels(), c_.dst_channels()};
     const E* to = static_cast<const E*>(c_.dst) + result(b, 2 * b.row, 2 * b.col) +
-                  b.chunk * units * S::unit_dst(c_);
+                  (b.chunk * plan_->chunk_units + u) * S::unit_dst(c_);
     results_ahead_.start(to, dense, std::min(2 * rows_.size, c_.dst_rows - 2 * b.row),
                          std::min(2 * cols_.size, c_.dst_cols - 2 * b.col), units * S::unit_dst(c_),
-                         parts * units);
+                         parts);
   }
 
   void ask_ahead() {
