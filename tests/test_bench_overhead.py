@@ -4,15 +4,26 @@ import torch
 
 from resnext_kernels.backends import cpu
 from resnext_kernels.bench import overhead, report
+from resnext_kernels.bench.implementations import OURS
 
 
 def test_calls_are_timed():
     threads = torch.get_num_threads()
-    times = overhead.call_microseconds("cpu", 0.05)
+    times = overhead.call_microseconds("cpu", 0.05, OURS)
     assert torch.get_num_threads() == threads
     assert list(times)[0] == overhead.TORCH and "aten" in times
     assert ("cpu" in times) == cpu.LIBRARY.loaded
     assert all(0.1 < time < 10_000 for time in times.values())
+
+
+def test_only_named_backends_are_timed(monkeypatch):
+    """The others might have to compile first."""
+    monkeypatch.setattr(overhead, "reasons_against", lambda name, problem, direction: [])
+    for name in ("cuda", "triton", "cpu"):
+        monkeypatch.setitem(OURS, name, OURS["aten"])
+    assert list(overhead.call_microseconds("cpu", 0, ["auto"])) == ["torch", "aten"]
+    found = overhead.call_microseconds("cpu", 0, ["cuda", "aten", "auto"])
+    assert list(found) == ["torch", "cuda", "aten"]
 
 
 def test_the_line_tells_the_difference():

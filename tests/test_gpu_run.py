@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from resnext_kernels.backends import tf32
+from resnext_kernels.bench.suites import SUITES
+from resnext_kernels.cli import bench
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -53,6 +59,58 @@ def test_a_failed_stage_stops_none_of_the_later_ones(tmp_path):
     assert str(CHECKOUT) in (tmp_path / "later.log").read_text()
 
 
+def test_one_file_holds_the_results_of_all_stages_so_far(tmp_path, capsys):
+    """stages.json cannot be written in the end, which takes nothing from what was."""
+    write = "import sys; open('{0}/{1}.json', 'w').write('{1}')"
+    break_it = f"import os; os.remove('{tmp_path}/stages.json'); os.mkdir('{tmp_path}/stages.json')"
+    todo = [
+        stage("first", write.format(tmp_path, "one")),
+        stage("second", write.format(tmp_path, "two") + "; sys.exit('the reason')"),
+        stage("third", break_it),
+        stage("fourth", "print('still run')"),
+    ]
+    assert len(run.run_stages(todo, tmp_path, 60)) == 4
+    with tarfile.open(tmp_path / "results.tgz") as archive:
+        names = sorted(archive.getnames())
+        assert json.load(archive.extractfile("stages.json"))[1]["status"] == "failed"
+        assert archive.extractfile("two.json").read() == b"two"
+    assert names == ["first.log", "one.json", "second.log", "stages.json", "two.json"]
+    shown = capsys.readouterr().out
+    assert "   | the reason\n" in shown and shown.count("Is a directory") == 2
+    assert (tmp_path / "fourth.log").read_text() == "still run\n"
+
+
+def test_an_interrupt_of_the_script_ends_its_stage_too(tmp_path):
+    log = tmp_path / "hard.log"
+
+    def interrupt(*args):
+        if log.exists() and log.read_text():
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.run_stage(stage("hard", STUBBORN, 50), tmp_path, 50)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert_ended(int(log.read_text()))
+
+
+def assert_ended(process: int) -> None:
+    def running() -> bool:
+        try:
+            return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+        except OSError:
+            return False
+
+    deadline = time.monotonic() + 10
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(), "its children are killed too"
+
+
 INTERRUPTED = """
 import time
 print("begun")
@@ -76,9 +134,7 @@ def test_a_stage_is_cut_at_its_limit_and_keeps_what_it_has(tmp_path, monkeypatch
     found = run.run_stages(todo, tmp_path, 60)
     assert [o.status for o in found] == ["cut", "cut", "passed"]
     assert (tmp_path / "soft.log").read_text() == "begun\nkept\n"
-    child = int((tmp_path / "hard.log").read_text())
-    state = Path(f"/proc/{child}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z", "its children are killed too"
+    assert_ended(int((tmp_path / "hard.log").read_text()))
 
 
 def test_the_whole_run_has_a_limit(tmp_path):
@@ -100,6 +156,15 @@ def test_stages_select_tests_and_files_that_exist(tmp_path):
     assert todo["build"].environ["TORCH_CUDA_ARCH_LIST"] == "9.0a"
     for name in ("memcheck", "racecheck"):
         assert (CHECKOUT / todo[name].command[-1]).is_file()
+    parser = argparse.ArgumentParser()
+    bench.add_parser(parser.add_subparsers())
+    suites = {}
+    for name, found in todo.items():
+        if "bench" in found.command:
+            command = found.command[found.command.index("bench") :]
+            suites[name] = parser.parse_args(command).suite
+    assert {*suites} >= {"resnext50", "regnet", "inductor"} and {*suites.values()} <= {*SUITES}
+    assert list(todo)[-1] == "inductor", "of all stages the slowest for what it tells"
     for name, file in (("tests", "gpu"), ("large", "gpu"), ("triton", "triton_gpu")):
         collect = [*todo[name].command, "--collect-only", f"tests/test_{file}.py"]
         done = subprocess.run(collect, cwd=CHECKOUT, capture_output=True, text=True)

@@ -17,7 +17,7 @@ from resnext_kernels.backends import BACKENDS, aten, cpu, triton
 from resnext_kernels.cli import main
 from resnext_kernels.problem import DIRECTIONS
 from resnext_kernels.verification import checks, numerics
-from resnext_kernels.verification.problems import PROBLEMS, problem
+from resnext_kernels.verification.problems import CORE_PROBLEMS, PROBLEMS, problem
 
 RUN = [sys.executable, "-m", "resnext_kernels"]
 needs_cpu = pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
@@ -147,6 +147,39 @@ def test_checks_cover_what_matters():
     for place in range(3):
         assert {layouts[place] for layouts in drawn.values()} == set(checks.LAYOUTS)
     assert not any("expanded" in first and "expanded" in s for first, s, _ in drawn.values())
+
+
+def test_triton_is_checked_on_a_sample_of_everything():
+    """It takes a second for each: every core problem, every kind in every dtype and both rounds."""
+    found = checks.checks_of("triton")
+    assert set(found) < set(checks.checks_of("cuda")) and 50 < len(found) < 80
+    assert {c.problem for c in found} == set(CORE_PROBLEMS)
+    kinds = checks.Counter((c.kind, c.dtype) for c in found)
+    assert len(kinds) == len(checks.KINDS) * len(numerics.TOLERANCES) and min(kinds.values()) > 3
+    assert {(c.kind, c.number % 2) for c in found} == {(k, r) for k in checks.KINDS for r in (0, 1)}
+
+
+def test_what_compiles_for_each_check_has_few_and_says_so(monkeypatch, capsys):
+    """ATen's functions stand in for Triton's kernels."""
+    monkeypatch.setattr(triton, "not_supported_reasons", lambda problem, direction: [])
+    for direction in DIRECTIONS:
+        monkeypatch.setattr(triton, direction, getattr(aten, direction))
+    targets = [checks.Target(name, "cpu", "") for name in ("triton", "aten")]
+    monkeypatch.setattr(checks, "targets", lambda: targets)
+    monkeypatch.setattr(checks, "CHECKED", checks.CHECKED[:48:6])
+    dispatch.choose.cache_clear()
+    assert verify("--seed", "3") == 0
+    text = capsys.readouterr().out
+    rows = [line.split() for line in text.splitlines() if line.startswith(("triton ", "aten:"))]
+    count = {
+        name: sum(int(r[4]) for r in rows[:-1] if r[0] == name) for name in ("triton", "aten:cpu")
+    }
+    few, every = len(checks.checks_of("triton")), len(checks.all_checks())
+    assert count == {"triton": few, "aten:cpu": every} and few < every / 12
+    assert f"triton has {few} of the {every} checks: it compiles a kernel for each" in text
+    (some, *_) = checks.checks_of("triton")
+    assert verify("--seed", "3", "--only", f"triton/{some.name}") == 0
+    dispatch.choose.cache_clear()
 
 
 def test_operands_depend_on_the_seed_and_the_check_alone():

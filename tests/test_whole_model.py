@@ -136,17 +136,44 @@ def test_peers_that_are_not_installed_are_told_of(monkeypatch):
         assert name in result["skipped"][name] and "[peers]" in result["skipped"][name]
 
 
-def test_a_peer_that_fails_is_told_of_and_ours_raise(monkeypatch):
+@pytest.mark.parametrize("known, name", [(OURS, "auto"), (PEERS, EAGER[0])])
+def test_an_implementation_that_fails_is_recorded_so(monkeypatch, known, name):
     def fails(model, images):
         raise RuntimeError("no such\nlayer")
 
-    monkeypatch.setitem(PEERS, EAGER[0], dataclasses.replace(PEERS[EAGER[0]], bind=fails))
+    monkeypatch.setitem(known, name, dataclasses.replace(known[name], bind=fails))
     result = run()
-    assert result["skipped"] == {EAGER[0]: "tiny float32 batch 2: RuntimeError: no such layer"}
-    assert {r["implementation"] for r in result["records"]} == {*OURS, EAGER[1]}
-    monkeypatch.setitem(OURS, "auto", dataclasses.replace(OURS["auto"], bind=fails))
-    with pytest.raises(RuntimeError, match="no such"):
-        run()
+    assert result["skipped"] == {f"{name}, tiny float32 batch 2": "RuntimeError: no such layer"}
+    for r in result["records"]:
+        failed = r["implementation"] == name
+        assert r["parity"] == ("failed" if failed else "green")
+        assert (r["ms_median"] is None) == (r["relative_error"] is None) == failed
+    assert set(result["records"][0]) == FIELDS
+    assert "failed" in report.report(result)
+
+
+def test_a_case_that_fails_as_a_whole_stops_no_other(monkeypatch):
+    """And times that cannot be had make no result wrong."""
+    make, interleaved = whole_model._Subject.make, whole_model.interleaved
+    subjects = iter([RuntimeError("out of memory"), None])
+    rounds = iter([RuntimeError("launch failed"), None])
+
+    def failing_first(real, outcomes):
+        def call(*args):
+            if error := next(outcomes):
+                raise error
+            return real(*args)
+
+        return call
+
+    monkeypatch.setattr(whole_model._Subject, "make", failing_first(make, subjects))
+    monkeypatch.setattr(whole_model, "interleaved", failing_first(interleaved, rounds))
+    result = run(batches=(1, 2, 3))
+    parity = {(r["batch"], r["parity"]) for r in result["records"]}
+    assert parity == {(1, "failed"), (2, "failed"), (3, "green")}
+    found = result["skipped"]
+    assert found["auto, tiny float32 batch 1"] == "RuntimeError: out of memory"
+    assert found["auto, tiny float32 batch 2"] == "RuntimeError: launch failed"
 
 
 def test_an_interrupted_run_keeps_what_is_done():

@@ -3,8 +3,8 @@
 `make gpu OUT=folder` runs it on a machine with a GPU, nvcc and a torch with CUDA; neither a network
 nor a virtual environment is needed. With `ARGS="build resnext50"` it runs those stages alone. Every
 stage is a command with a time limit. It leaves NAME.log in the folder, and the benchmarks their
-records; stages.json, written anew after each stage, tells how each ended. A stage that fails stops
-none of the later ones, but the exit status is then 1.
+records; stages.json tells how each ended, and results.tgz holds all of it, both written anew after
+each stage. A stage that fails stops none of the later ones, but the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +29,8 @@ from time import monotonic
 CHECKOUT = Path(__file__).parents[2]
 MOST_SECONDS = 470.0  # of all stages together
 _GRACE = 15.0  # seconds in which an interrupted stage may write down what it has
+_LINES_SHOWN = 12  # of the log of a stage that did not pass
+_ARCHIVE = "results.tgz"
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class Outcome:
 def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
     """All stages: what the later ones build on first, then the times, then what may be cut.
 
-    Triton compiles each kernel it meets, so of its parity only the core problems are run. Tests run
-    in several processes where pytest-xdist is installed.
+    Triton compiles each kernel it meets, so of its parity only the core problems are run; Inductor
+    a dozen for each layer, to choose among, so it is last. Tests run in several processes where
+    pytest-xdist is installed.
     """
     python = sys.executable
     pytest = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu"]
@@ -98,11 +104,17 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
         Stage("memcheck", [*check, "memcheck", *small], 60, apart),
         Stage("racecheck", [*check, "racecheck", *small], 60, apart),
         Stage("regnet", times("regnet", ours, "regnet", "64"), 75),
+        Stage(
+            "inductor",
+            [*times("inductor", ["auto"], "resnext50", "64"), "--direction", "fprop",
+             "--peers", "torch:channels_last", "torch:inductor"],
+            150,
+        ),
     ]  # fmt: skip
 
 
 def run_stages(todo: Sequence[Stage], out: Path, most_seconds: float) -> list[Outcome]:
-    """Run the stages in their order until ``most_seconds`` have passed; also in stages.json."""
+    """Run the stages in their order until ``most_seconds`` have passed, and write down each."""
     deadline = monotonic() + most_seconds
     outcomes: list[Outcome] = []
     for stage in todo:
@@ -110,13 +122,37 @@ def run_stages(todo: Sequence[Stage], out: Path, most_seconds: float) -> list[Ou
         outcomes.append(run_stage(stage, out, min(stage.seconds, deadline - monotonic())))
         last = outcomes[-1]
         print(f"   {last.status} after {last.seconds:.0f} s, {out / stage.name}.log", flush=True)
-        text = json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
-        (out / "stages.json").write_text(text + "\n")
+        if last.status in ("failed", "cut"):
+            print(_end_of(out / f"{stage.name}.log"), flush=True)
+        try:
+            write_down(outcomes, out)
+        except OSError as error:  # the stages' own files are there all the same
+            print(f"   {out}: {error}", flush=True)
     return outcomes
 
 
+def _end_of(log: Path) -> str:
+    with log.open(errors="replace") as lines:
+        return "".join(f"   | {line.rstrip()[:200]}\n" for line in deque(lines, _LINES_SHOWN))
+
+
+def write_down(outcomes: Sequence[Outcome], out: Path) -> None:
+    """Write stages.json, and every file of the folder into results.tgz, replaced at once."""
+    text = json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
+    (out / "stages.json").write_text(text + "\n")
+    new = out / f"{_ARCHIVE}.new"
+    with tarfile.open(new, "w:gz") as archive:
+        for path in sorted(out.iterdir()):
+            if path.is_file() and path.name not in (_ARCHIVE, new.name):
+                archive.add(path, path.name)
+    new.replace(out / _ARCHIVE)
+
+
 def run_stage(stage: Stage, out: Path, limit: float) -> Outcome:
-    """Run one stage, its output in NAME.log; at the limit it is interrupted, then killed."""
+    """Run one stage, its output in NAME.log; at the limit it is interrupted, then killed.
+
+    What it has started ends with it.
+    """
     if limit <= 0:
         return Outcome(stage.name, "not run", None, 0.0, 0.0)
     environ = os.environ | {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"} | stage.environ
@@ -131,13 +167,16 @@ def run_stage(stage: Stage, out: Path, limit: float) -> Outcome:
         except OSError as error:
             log.write(f"{stage.command[0]}: {error.strerror}\n")
             return Outcome(stage.name, "failed", None, monotonic() - start, limit)
-        for sent, wait in ((signal.SIGINT, limit), (signal.SIGKILL, _GRACE)):
-            try:
-                process.wait(wait)
-                break
-            except subprocess.TimeoutExpired:
-                cut = True
-                os.killpg(process.pid, sent)
+        try:
+            process.wait(limit)
+        except subprocess.TimeoutExpired:
+            cut = True
+            os.killpg(process.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
+        finally:  # also where this script is interrupted itself
+            with suppress(ProcessLookupError):  # nothing of it is left
+                os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
     status = "cut" if cut else "failed" if code else "passed"
     return Outcome(stage.name, status, code, monotonic() - start, limit)

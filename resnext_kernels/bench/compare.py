@@ -54,6 +54,7 @@ def _check_record(record: dict[str, Any]) -> None:
     hints = get_type_hints(Record)
     for name in _KEY:
         _expect(name, record[name], hints[name])
+    _expect("parity", record["parity"], str)
     times = [record[name] for name in _TIMES]
     for name, value in zip(_TIMES, times, strict=True):
         _expect(name, value, float, int, type(None))
@@ -134,7 +135,7 @@ def _verdict(old: Record, new: Record) -> str:
     """Whether the ranges of the times lie apart; which run has no time."""
     low, high = (old["ms_p20"], new["ms_p20"]), (old["ms_p80"], new["ms_p80"])
     if low[0] is None or high[0] is None or low[1] is None or high[1] is None:
-        return "red" if low[1] is None else "was red"
+        return new["parity"] if low[1] is None else f"was {old['parity']}"
     if high[1] < low[0]:
         return "faster"
     return "slower" if high[0] < low[1] else ""

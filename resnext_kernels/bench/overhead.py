@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
 
+from ..backends import aten
 from ..dispatch import AUTO
 from .implementations import OURS, PEERS, Call, Operands, reasons_against
 from .suites import Layer
@@ -17,20 +19,20 @@ _CALLS = 100  # a round: one call is as short as the clock is coarse
 
 
 @torch.no_grad()
-def call_microseconds(device: str, seconds: float) -> dict[str, float]:
+def call_microseconds(device: str, seconds: float, names: Iterable[str]) -> dict[str, float]:
     """Microseconds of one eager call without gradient, medians of interleaved rounds.
 
-    Of `F.conv2d` ("torch"), and of `grouped_conv2d` on each backend that serves, on one thread and
-    on the same channels_last operands: one image of 32x4x4 in 8 groups. On a GPU the host's time.
-    ``seconds`` is the aimed duration of all rounds.
+    Of `F.conv2d` ("torch"), and of `grouped_conv2d` on ATen and on each backend among ``names``
+    that serves, on one thread and on the same channels_last operands: one image of 32x4x4 in 8
+    groups. On a GPU the host's time. ``seconds`` is the aimed duration of all rounds.
     """
     problem = _LAYER.problem(1, torch.float32, device=device)
     peer = PEERS["torch:channels_last"]
     operands = peer.copy_operands(Operands.random(problem))
     calls = {TORCH: peer.bind(problem, "fprop", operands)}
-    for name, implementation in OURS.items():
+    for name in dict.fromkeys([*names, aten.NAME]):
         if name != AUTO and not reasons_against(name, problem, "fprop"):
-            calls[name] = implementation.bind(problem, "fprop", operands)
+            calls[name] = OURS[name].bind(problem, "fprop", operands)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # starting others would cost more than the call itself
     try:

@@ -14,7 +14,7 @@ from .peaks import PeaksDict
 from .runner import Record, Result
 from .suites import WHOLE_MODELS
 
-_NUMBER = re.compile(r"[\d.]+(e[-+]\d+)?[%x]?|-")
+_NUMBER = re.compile(r"[\d.]+(e[-+]\d+)?[%x]?|-|failed")
 _HEADERS = ("problem", "direction", "ms", "GFLOP/s", "roofline", "best peer", "ms", "speed-up")
 _SUMMARY_HEADERS = (
     "implementation", "direction", "dtype", "batch", "layers",
@@ -87,11 +87,11 @@ def table(records: Sequence[Record], heading: str) -> str:
             (
                 record["problem"],
                 record["direction"],
-                number(record["ms_median"], ".3f"),
+                _milliseconds(record, ".3f"),
                 number(record["gflops"], ".1f"),
                 number(record["roofline_fraction"], ".0%"),
                 peer["implementation"].removeprefix("torch:") if peer else "-",
-                number(peer["ms_median"] if peer else None, ".3f"),
+                _milliseconds(peer, ".3f") if peer else "-",
                 number(record["speedup_vs_best_peer"], ".2f", "x"),
             )
         )
@@ -104,7 +104,7 @@ def model_table(records: Sequence[Record], heading: str) -> str:
         (
             r["problem"],
             r["implementation"],
-            number(r["ms_median"], ".2f"),
+            _milliseconds(r, ".2f"),
             number(r["ms_median"] and 1e3 * r["batch"] / r["ms_median"], ".1f"),
             number(r["speedup_vs_best_peer"], ".2f", "x"),
         )
@@ -229,6 +229,11 @@ def call_line(call_us: dict[str, float]) -> str:
         f"{name} {time:.1f} ({time - peer:+.1f})" for name, time in call_us.items() if name != TORCH
     )
     return f"A call beside its arithmetic, microseconds: F.conv2d {peer:.1f}, {', '.join(ours)}"
+
+
+def _milliseconds(record: Record, form: str) -> str:
+    """The time, or that there was no result."""
+    return "failed" if record["parity"] == "failed" else number(record["ms_median"], form)
 
 
 def red(records: Iterable[Record]) -> list[Record]:

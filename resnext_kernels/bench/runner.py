@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -19,6 +19,7 @@ from .implementations import (
     DEFAULT_PEERS,
     OURS,
     PEERS,
+    Call,
     Implementation,
     Layout,
     Operands,
@@ -34,6 +35,7 @@ from .work import Numbers, Work, numbers
 INTERRUPTED = "interrupted"  # among what a result skipped
 _OPERAND_SETS = 2
 _PEAK_SAMPLES = 8
+_REASON_END = 150  # characters
 SECONDS = {"cpu": 0.5, "cuda": 0.2}  # for one case; a GPU's times scatter less
 
 
@@ -44,8 +46,8 @@ class Record(Numbers):
     `ConvProblem.flops`, and ``bytes``, the least traffic, over the median; ``roofline_fraction``
     is the least time that the machine's peaks allow, see `Work`, over the median.
     ``speedup_vs_best_peer`` is over the fastest peer, for a record in contiguous layout over the
-    fastest one in that layout. All of them are None where ``parity`` is "red". ``count`` tells how
-    often the model has this layer.
+    fastest one in that layout. All of them are None where ``parity`` is not "green": "red" is a
+    wrong result, "failed" none at all. ``count`` tells how often the model has this layer.
     """
 
     suite: str
@@ -59,9 +61,11 @@ class Record(Numbers):
 
 
 class Result(TypedDict):
-    """A whole run, in JSON; ``skipped`` tells why an implementation is not among the records.
+    """A whole run, in JSON.
 
-    ``call_us``, empty for whole models, is what a call costs beside its arithmetic, see `overhead`.
+    ``skipped`` tells why an implementation is not among the records, and of one that failed what it
+    raised, by its label and the case. ``call_us``, empty for whole models, is what a call costs
+    beside its arithmetic, see `overhead`.
     """
 
     machine: dict[str, Any]
@@ -75,12 +79,21 @@ class Result(TypedDict):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One implementation of one case: its relative error, and its times where parity held."""
+    """One implementation of one case: its relative error, and its times where parity held.
+
+    ``failure`` is what it raised in place of a result or of times.
+    """
 
     case: Case
     implementation: Implementation
     error: float
     timing: Timing | None
+    failure: str = ""
+
+    def __str__(self) -> str:
+        missing = "FAILED" if self.failure else "PARITY RED"
+        time = f"{self.timing.median:.3f} ms" if self.timing else missing
+        return f"{self.implementation.label} {time}"
 
 
 def run(
@@ -96,32 +109,35 @@ def run(
 
     The cases are of one device; on a GPU, cuDNN picks its algorithms by measurement. ``seconds``
     is the aimed duration of the timed rounds of one case. ``progress`` is called with the
-    measurements of each case when it is done. A KeyboardInterrupt ends the run with the cases that
-    are done.
+    measurements of each case when it is done. An implementation that raises is recorded as failed;
+    a KeyboardInterrupt ends the run with the cases that are done.
     """
     device = cases[0].device if cases else "cpu"
     keep_freed_memory()
     peaks = Peaks(dict.fromkeys(case.dtype for case in cases), device)
+    peaks.sample()
     seconds = SECONDS[device] if seconds is None else seconds
     measurements: list[Measurement] = []
     skipped: dict[str, str] = {}
     call_us: dict[str, float] = {}
     try:
-        call_us = call_microseconds(device, 2 * seconds)
-        for index, case in enumerate(cases):
-            if index % math.ceil(len(cases) / _PEAK_SAMPLES) == 0:
-                peaks.sample()
+        with kept("call_us", skipped):
+            call_us = call_microseconds(device, 2 * seconds, ours)
+        for index, case in enumerate(cases, 1):
             able, reasons = _able(OURS, ours, case)
             able_peers, reasons_of_peers = _able(PEERS, peers, case)
             skipped |= reasons | reasons_of_peers
             mine = [i.in_layout(layout) for layout in layouts for i in able]
             done = measure(case, [*mine, *able_peers], seconds)
             measurements += done
+            skipped |= failures(done)
             progress(done)
+            if index % math.ceil(len(cases) / _PEAK_SAMPLES) == 0:
+                with kept("peaks", skipped):
+                    peaks.sample()
     except KeyboardInterrupt:
         left = len(cases) - len({m.case for m in measurements})
         skipped[INTERRUPTED] = f"the last {left} of {len(cases)} cases"
-    peaks.sample()
     return result(device, peaks, skipped, records_of(measurements, peaks.as_dict()), call_us)
 
 
@@ -154,6 +170,28 @@ def _able(
 
 
 @contextmanager
+def kept(what: str, skipped: dict[str, str]) -> Iterator[None]:
+    """Lets the run go on where ``what`` fails; why it did goes into ``skipped``."""
+    try:
+        yield
+    except Exception as error:  # a GPU that a kernel has left in ruins may raise anything
+        skipped[what] = reason_of(error)
+
+
+def reason_of(error: Exception) -> str:
+    """One line; of a long text, as compilers write them, the two ends."""
+    text = " ".join(str(error).split())
+    if len(text) > 2 * _REASON_END:
+        text = f"{text[:_REASON_END]} ... {text[-_REASON_END:]}"
+    return f"{type(error).__name__}: {text}"
+
+
+def failures(measurements: Iterable[Measurement]) -> dict[str, str]:
+    """What was raised, by implementation and case."""
+    return {f"{m.implementation.label}, {m.case}": m.failure for m in measurements if m.failure}
+
+
+@contextmanager
 def fastest_of_cudnn() -> Iterator[None]:
     """Lets cuDNN measure its algorithms at the first call of a shape."""
     before = torch.backends.cudnn.benchmark
@@ -169,23 +207,37 @@ def fastest_of_cudnn() -> Iterator[None]:
 def measure(
     case: Case, implementations: Sequence[Implementation], seconds: float
 ) -> list[Measurement]:
-    """Check every implementation against the reference, then time those that passed."""
-    problem = case.problem
-    sets = [Operands.random(problem) for _ in range(_OPERAND_SETS)]
-    # Operands of its own for every implementation: shared ones would be warm for all but the first.
-    calls = {
-        i: [i.bind(problem, case.direction, i.copy_operands(s)) for s in sets]
-        for i in implementations
-    }
-    expected = _expected(case, sets[0])
-    errors = {
-        i: relative_error(result_of(case.direction, turns[0]()), expected)
-        for i, turns in calls.items()
-    }
+    """Check every implementation against the reference, then time those that passed.
+
+    One that raises has failed; all have where the operands, or the times of all, cannot be had.
+    """
+    try:
+        sets = [Operands.random(case.problem) for _ in range(_OPERAND_SETS)]
+        expected = _expected(case, sets[0])
+    except Exception as error:  # out of memory, say
+        reason = reason_of(error)
+        return [Measurement(case, i, math.inf, None, reason) for i in implementations]
+    calls: dict[Implementation, list[Call]] = {}
+    errors: dict[Implementation, float] = {}
+    raised: dict[Implementation, str] = {}
+    for i in implementations:
+        try:
+            # Operands of its own: shared ones would be warm for all but the first.
+            calls[i] = [i.bind(case.problem, case.direction, i.copy_operands(s)) for s in sets]
+            errors[i] = relative_error(result_of(case.direction, calls[i][0]()), expected)
+        except Exception as error:  # so may compilers and kernels
+            raised[i] = reason_of(error)
     most = tolerance(case.dtype, case.device)
     green = {i: calls[i] for i, e in errors.items() if e <= most}
-    times = interleaved(green, seconds, case.device) if green else {}
-    return [Measurement(case, i, errors[i], times.get(i)) for i in implementations]
+    times: dict[Implementation, Timing] = {}
+    try:
+        times = interleaved(green, seconds, case.device) if green else {}
+    except Exception as error:  # whose call it was is not known: a GPU's error comes late
+        raised |= dict.fromkeys(green, reason_of(error))
+    return [
+        Measurement(case, i, errors.get(i, math.inf), times.get(i), raised.get(i, ""))
+        for i in implementations
+    ]
 
 
 def _expected(case: Case, x: Operands) -> Tensor:
@@ -228,5 +280,5 @@ def _record(m: Measurement, best_peer_ms: float | None, peaks: PeaksDict) -> Rec
         "batch": case.batch,
         "implementation": m.implementation.name,
         "count": case.layer.count,
-        **numbers(work, m.timing, best_peer_ms, m.error),
+        **numbers(work, m.timing, best_peer_ms, m.error, failed=bool(m.failure)),
     }

@@ -20,7 +20,7 @@ from ..problem import ConvProblem
 from ..verification.numerics import relative_error, tolerance
 from .model_implementations import OURS, PEERS, Forward, ModelImplementation, NotAvailable, on_torch
 from .peaks import Peaks, PeaksDict
-from .runner import INTERRUPTED, Record, Result, fastest_of_cudnn, result
+from .runner import INTERRUPTED, Record, Result, fastest_of_cudnn, kept, reason_of, result
 from .suites import WHOLE_MODELS
 from .timing import Timing, interleaved, keep_freed_memory
 from .work import Work, dtype_name, numbers
@@ -48,15 +48,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One implementation of one case: its relative error, and its times where parity held."""
+    """One implementation of one case: its relative error, and its times where parity held.
+
+    ``failure`` is what it raised in place of a result or of times.
+    """
 
     case: Case
     implementation: ModelImplementation
     error: float
     timing: Timing | None
+    failure: str = ""
 
     def __str__(self) -> str:
-        time = f"{self.timing.median:.1f} ms" if self.timing else "PARITY RED"
+        missing = "FAILED" if self.failure else "PARITY RED"
+        time = f"{self.timing.median:.1f} ms" if self.timing else missing
         return f"{self.implementation.name} {time}"
 
 
@@ -83,9 +88,9 @@ def run(
     """Measure every model in all of `OURS` and the named ones of `PEERS`.
 
     The records' suite is "model", their problem the model's name, their operations and bytes the
-    sums over its convolutions and its classifier. A peer that is not installed, or that cannot
-    convert the model, is told of in ``skipped``. A KeyboardInterrupt ends the run with the cases
-    that are done.
+    sums over its convolutions and its classifier. A peer that is not installed is told of in
+    ``skipped``; an implementation that raises is recorded as failed. A KeyboardInterrupt ends the
+    run with the cases that are done.
 
     Args:
         models: names in `resnext_kernels.models`, each for images of 224x224 pixels.
@@ -108,16 +113,23 @@ def run(
     measurements: list[Measurement] = []
     skipped: dict[str, str] = {}
     subject = None
+    peaks.sample()
     try:
         for case in cases:
-            peaks.sample()
-            if subject is None or subject.name != case.model:
-                subject = _Subject.make(case.model, max(batches), device)
-            measurements += _measure(case, subject, implementations, seconds, skipped, progress)
+            try:
+                if subject is None or subject.name != case.model:
+                    subject = _Subject.make(case.model, max(batches), device)
+                done = _measure(case, subject, implementations, seconds, skipped, progress)
+            except Exception as error:  # out of memory, say
+                reason = reason_of(error)
+                done = [Measurement(case, i, math.inf, None, reason) for i in implementations]
+            measurements += done
+            skipped |= {f"{m.implementation.name}, {case}": m.failure for m in done if m.failure}
+            with kept("peaks", skipped):
+                peaks.sample()
     except KeyboardInterrupt:
         left = len(cases) - len({m.case for m in measurements})
         skipped[INTERRUPTED] = f"the last {left} of {len(cases)} cases"
-    peaks.sample()
     return result(device, peaks, skipped, _records(measurements, peaks.as_dict()), {})
 
 
@@ -173,39 +185,41 @@ def _measure(
 ) -> list[Measurement]:
     """Check every implementation that is available, then time those that passed.
 
-    Why another one is not goes into ``skipped``.
+    Why another one is not goes into ``skipped``. One that raises has failed; all have where the
+    times of all cannot be had.
     """
     model = copy.deepcopy(subject.model).to(case.dtype)
     images, logits = subject.images[: case.batch].to(case.dtype), subject.logits[: case.batch]
     forwards: dict[ModelImplementation, Forward] = {}
     errors: dict[ModelImplementation, float] = {}
+    raised: dict[ModelImplementation, str] = {}
     for i in implementations:
         start = monotonic()
         try:
-            forward = i.bind(model, images)
-            errors[i] = relative_error(torch.as_tensor(forward()), logits)
-            forwards[i] = forward
+            forwards[i] = i.bind(model, images)
+            errors[i] = relative_error(torch.as_tensor(forwards[i]()), logits)
             progress(f"{case}: {i.name} ready in {monotonic() - start:.1f} s")
-        except Exception as error:  # conversions by other packages may fail in any way
-            if i.name in OURS:
-                raise
-            skipped[i.name] = _reason(case, error)
+        except NotAvailable as reason:
+            skipped[i.name] = str(reason)
             progress(f"{case}: {i.name} not measured")
+        except Exception as error:  # conversions by other packages may fail in any way
+            errors[i], raised[i] = math.inf, reason_of(error)
+            progress(f"{case}: {i.name} FAILED")
     device = images.device.type
     most = _tolerance(subject.model, case.dtype, device)
     green = {i: [f] for i, f in forwards.items() if errors[i] <= most}
     rest = _REST if device == "cpu" else 0.0
-    times = interleaved(green, seconds, device, rest) if green else {}
-    measurements = [Measurement(case, i, error, times.get(i)) for i, error in errors.items()]
+    times: dict[ModelImplementation, Timing] = {}
+    try:
+        times = interleaved(green, seconds, device, rest) if green else {}
+    except Exception as error:  # whose call it was is not known: a GPU's error comes late
+        raised |= dict.fromkeys(green, reason_of(error))
+    measurements = [
+        Measurement(case, i, error, times.get(i), raised.get(i, "")) for i, error in errors.items()
+    ]
     progress(f"{case}: {', '.join(map(str, measurements))}")
     torch.compiler.reset()  # it would keep the compiled models alive
     return measurements
-
-
-def _reason(case: Case, error: Exception) -> str:
-    if isinstance(error, NotAvailable):
-        return str(error)
-    return f"{case}: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _tolerance(model: nn.Module, dtype: torch.dtype, device: str) -> float:
@@ -257,6 +271,7 @@ def _records(measurements: Sequence[Measurement], peaks: PeaksDict) -> list[Reco
     for m in measurements:
         case = m.case
         single = problems[case.model]
+        best = min(rivals.get(case, []), default=None)
         work = Work.of((replace(p, batch=case.batch, dtype=case.dtype) for p in single), peaks)
         records.append(
             {
@@ -268,7 +283,7 @@ def _records(measurements: Sequence[Measurement], peaks: PeaksDict) -> list[Reco
                 "batch": case.batch,
                 "implementation": m.implementation.name,
                 "count": 1,
-                **numbers(work, m.timing, min(rivals.get(case, []), default=None), m.error),
+                **numbers(work, m.timing, best, m.error, failed=bool(m.failure)),
             }
         )
     return records

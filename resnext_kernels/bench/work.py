@@ -81,8 +81,10 @@ def needed_flops(problem: ConvProblem) -> int:
     return 2 * problem.batch * problem.out_channels * problem.in_width * taps
 
 
-def numbers(work: Work, timing: Timing | None, best_peer_ms: float | None, error: float) -> Numbers:
-    """What a record says of a call: without ``timing``, which a red parity has not, no time."""
+def numbers(
+    work: Work, timing: Timing | None, best_peer_ms: float | None, error: float, failed: bool
+) -> Numbers:
+    """What a record says of a call: without ``timing``, which only a green parity has, no time."""
 
     def per_ms(quantity: float | None) -> float | None:
         return quantity / timing.median if timing and quantity else None
@@ -98,7 +100,7 @@ def numbers(work: Work, timing: Timing | None, best_peer_ms: float | None, error
         "flops": work.flops,
         "needed_flops": work.needed_flops,
         "bytes": work.bytes,
-        "parity": "green" if timing else "red",
+        "parity": "green" if timing else "failed" if failed else "red",
         "relative_error": _short(error) if math.isfinite(error) else None,
     }
 

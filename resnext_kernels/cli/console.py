@@ -77,9 +77,4 @@ class Progress(ProgressLine):
     """Progress by cases measured."""
 
     def __call__(self, measurements: Sequence[Measurement]) -> None:
-        times = ", ".join(
-            f"{m.implementation.label} {m.timing.median:.3f} ms" if m.timing
-            else f"{m.implementation.label} PARITY RED"
-            for m in measurements
-        )  # fmt: skip
-        self.step(f"{measurements[0].case}: {times}")
+        self.step(f"{measurements[0].case}: {', '.join(map(str, measurements))}")

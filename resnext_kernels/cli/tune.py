@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{runner.INTERRUPTED}: the last {left} of {len(able)} cases are not measured")
     red = [m for m in measurements if m.timing is None]
     for m in red:
-        print(f"WRONG, not recorded: {m.implementation.label}, {m.case}: error {m.error:.1e}")
+        why = m.failure or f"error {m.error:.1e}"
+        print(f"WRONG, not recorded: {m.implementation.label}, {m.case}: {why}")
     for backend, runs in found.items():
         try:
             print(f"written: {user_table.write(backend, device, runs)}")

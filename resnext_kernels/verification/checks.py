@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from .. import dispatch, ops
-from ..backends import BACKENDS, aten
+from ..backends import BACKENDS, aten, triton
 from ..bench.suites import SUITES
 from ..problem import ConvProblem, Direction
 from . import numerics
 from .numerics import TOLERANCES
 from .operands import LAYOUTS, operand_shapes, randn
-from .problems import PROBLEMS, problem
+from .problems import CORE_PROBLEMS, PROBLEMS, problem
 
 Kind = Literal["fprop", "fused", "dgrad", "wgrad"]
 KINDS: tuple[Kind, ...] = ("fprop", "fused", "dgrad", "wgrad")
@@ -34,6 +34,9 @@ CHECKED: tuple[ConvProblem, ...] = (
 )
 _ROUNDS = 2  # of operands: in the kernels' own layout, then in layouts drawn at random
 _FEWEST_OUTPUTS = 64  # of a fused call: ReLU could leave next to nothing of fewer
+# One of so many core checks where each costs a second. Prime to the 24 of a problem, and less: all
+# kinds, dtypes and rounds get their turn, and every problem has one.
+_COMPILED_STEP = 17
 
 
 class Target(NamedTuple):
@@ -102,7 +105,7 @@ class Check:
 
 
 def all_checks() -> list[Check]:
-    """Every check of a target, those of one problem together."""
+    """Every check that there is, those of one problem together."""
     return [
         Check(kind, dtype, number)
         for number in range(len(CHECKED) * _ROUNDS)
@@ -110,6 +113,18 @@ def all_checks() -> list[Check]:
         for dtype in TOLERANCES
         if kind != "fused" or math.prod(CHECKED[number // _ROUNDS].output_shape) >= _FEWEST_OUTPUTS
     ]
+
+
+def checks_of(backend: str) -> list[Check]:
+    """The checks of a backend: all, of Triton a few on every core problem.
+
+    Triton compiles a kernel for each problem, dtype and layout, hence for nearly every check.
+    """
+    found = all_checks()
+    if backend != triton.NAME:
+        return found
+    core = frozenset(CORE_PROBLEMS)
+    return [check for check in found if check.problem in core][::_COMPILED_STEP]
 
 
 class Outcome(NamedTuple):
