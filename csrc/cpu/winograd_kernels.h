@@ -90,6 +90,28 @@ struct Winograd {
     }
   }
 
+  // n channels (N, if that is not 0), from `channel` on, of the patches of a row of tiles, whose
+  // pixels lie at `pixels`, `row` of them in a row. A column that two tiles share is transformed
+  // once. The next tile's vectors go one vector behind a tile's.
+  template <int N, class E>
+  static void patch_row(const E* const* pixels, int64_t row, int64_t tiles, int64_t channel, int n,
+                        float* to, int64_t step) {
+    const auto column = [=](int64_t j, Vec(&v)[kSide]) {
+      Vec d[kSide];
+      for (int i = 0; i < kSide; ++i)
+        d[i] = load_elements(pixels[i * row + j] + channel, N ? N : n);
+      One::patch(d, v);
+    };
+    Vec v[kSide][kSide];
+    for (int j = 0; j < kShared; ++j) column(j, v[j]);
+    for (int64_t x = 0; x < tiles; ++x, to += kLanes) {
+      for (int j = kShared; j < kSide; ++j) column(kStep * x + j, v[j]);
+      patch(v, to, step);
+      for (int j = 0; j < kShared; ++j)
+        for (int i = 0; i < kSide; ++i) v[j][i] = v[kStep + j][i];
+    }
+  }
+
   // The nine taps to the points' weights, `step` words apart.
   [[gnu::always_inline]] static void taps(const Vec (&g)[3][3], float* to, int64_t step) {
     Vec rows[3][4], u[4][4];

@@ -196,39 +196,15 @@ class WinogradRunner {
       for (int64_t y = 0; y < rows_here_; ++y) {
         const E* const* sources = sources_ + W::kStep * y * source_cols_;
         float* row_to = to + y * cols_here_ * kLanes;
-        if (n == kLanes) {
-          tile_row<kLanes>(sources, u * channels_ + c, n, row_to);
-        } else {
-          tile_row<0>(sources, u * channels_ + c, n, row_to);
-        }
+        const auto patch_row =
+            n == kLanes ? W::template patch_row<kLanes, E> : W::template patch_row<0, E>;
+        patch_row(sources, source_cols_, cols_here_, u * channels_ + c, n, row_to, point_words_);
       }
     }
     const int64_t vectors = S::dst_vectors(c_);
     int64_t v = 0;
     for (; v + kVecs <= vectors; v += kVecs) multiply<kVecs>(u, v);
     for (; v < vectors; ++v) multiply<1>(u, v);
-  }
-
-  // Transforms n channels (N, if that is not 0) of the patches of a row of tiles. A column that
-  // two tiles share is transformed once.
-  template <int N>
-  void tile_row(const E* const* sources, int64_t channel, int n, float* to) const {
-    // In registers: a vector's store may change any memory.
-    const int64_t row = source_cols_, cols = cols_here_, step = point_words_;
-    const auto column = [=](int64_t j, Vec(&v)[W::kSide]) {
-      Vec d[W::kSide];
-      for (int i = 0; i < W::kSide; ++i)
-        d[i] = load_elements(sources[i * row + j] + channel, N ? N : n);
-      W::One::patch(d, v);
-    };
-    Vec v[W::kSide][W::kSide];
-    for (int j = 0; j < W::kShared; ++j) column(j, v[j]);
-    for (int64_t x = 0; x < cols; ++x, to += kLanes) {
-      for (int j = W::kShared; j < W::kSide; ++j) column(W::kStep * x + j, v[j]);
-      W::patch(v, to, step);
-      for (int j = 0; j < W::kShared; ++j)
-        for (int i = 0; i < W::kSide; ++i) v[j][i] = v[W::kStep + j][i];
-    }
   }
 
   // VECS vectors of destination channels from v on.

@@ -159,12 +159,11 @@ class WinogradWgradRunner {
     for (int64_t c = 0; c < in; c += kLanes) {
       const int n = static_cast<int>(std::min<int64_t>(kLanes, in - c));
       float* to = patches_ + c / kLanes * block_words_;
+      const auto patch_row =
+          n == kLanes ? W::template patch_row<kLanes, E> : W::template patch_row<0, E>;
       for (int64_t y = 0; y < rows_here_; ++y)
-        if (n == kLanes) {
-          patch_row<kLanes>(y, u * in + c, n, to + y * cols_here_ * kLanes);
-        } else {
-          patch_row<0>(y, u * in + c, n, to + y * cols_here_ * kLanes);
-        }
+        patch_row(inputs_ + W::kSide * y * input_cols_, input_cols_, cols_here_, u * in + c, n,
+                  to + y * cols_here_ * kLanes, patch_words_);
     }
     for (int64_t k = 0; k < out; k += kLanes) {
       const int n = static_cast<int>(std::min<int64_t>(kLanes, out - k));
@@ -216,26 +215,6 @@ class WinogradWgradRunner {
 
   void ask_ahead() {
     for (LookAhead& ahead : ahead_) ahead.part();
-  }
-
-  template <int N>
-  void patch_row(int64_t y, int64_t channel, int n, float* to) const {
-    const E* const* sources = inputs_ + W::kSide * y * input_cols_;
-    const int64_t row = input_cols_, cols = cols_here_, step = patch_words_;
-    const auto column = [=](int64_t j, Vec(&v)[W::kSide]) {
-      Vec d[W::kSide];
-      for (int i = 0; i < W::kSide; ++i)
-        d[i] = load_elements(sources[i * row + j] + channel, N ? N : n);
-      W::One::patch(d, v);
-    };
-    Vec v[W::kSide][W::kSide];
-    for (int j = 0; j < W::kShared; ++j) column(j, v[j]);
-    for (int64_t x = 0; x < cols; ++x, to += kLanes) {
-      for (int j = W::kShared; j < W::kSide; ++j) column(W::kStep * x + j, v[j]);
-      W::patch(v, to, step);
-      for (int j = 0; j < W::kShared; ++j)
-        for (int i = 0; i < W::kSide; ++i) v[j][i] = v[W::kStep + j][i];
-    }
   }
 
   template <int N>
