@@ -118,8 +118,10 @@ Workspace& tiles() {
 // Runs `f(scratch, begin, end)` over [0, tasks) in parallel, a scratch of `words` for each range.
 template <class F>
 void parallel_tasks(int64_t tasks, int64_t words, F f) {
-  constexpr int64_t kPage = 1024;  // apart, so that threads share no cache line
-  const int64_t step = (words + kPage - 1) / kPage * kPage;
+  // Apart by more than what the hardware fetches past the end of what a thread writes row by row:
+  // fetched to be written, it is taken from the thread that works on it.
+  constexpr int64_t kApart = 32 * 1024, kPage = 1024;
+  const int64_t step = (words + kApart + kPage - 1) / kPage * kPage;
   const int64_t workers = std::min(threads(), std::max<int64_t>(tasks, 1));
   float* base = tiles().get(workers * step);
   // One range of tasks a worker: the range, not the thread, owns the scratch.

@@ -73,7 +73,9 @@ template <class Math, int WIDTH, int COLS, int RUN, int STEP>
   for (int r = 0; r < RUN; ++r) w[r] = load(weight[r] + STEP * kLanes);
 #pragma GCC unroll 16
   for (int j = 0; j < COLS + RUN - 1; ++j) {
-    const Vec x = Math::template spread_word<WIDTH, STEP>(load(source + j * kLanes));
+    Vec x = Math::template spread_word<WIDTH, STEP>(load(source + j * kLanes));
+    // Loaded once, not by every multiply-add.
+    if constexpr (RUN > 1) asm("" : RNK_VECTOR_OPERAND(x));
 #pragma GCC unroll 3
     for (int r = 0; r < RUN; ++r)
       if (j - r >= 0 && j - r < COLS) acc[j - r] = Math::madd(acc[j - r], x, w[r]);

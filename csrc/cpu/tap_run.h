@@ -257,6 +257,7 @@ class TapRunner {
     ahead_.part();
     if (!p_.stream && y + 1 < c_.dst_rows) own_next_row<COLS, VECS>(at);
     const int64_t unit_end = std::min((unit + 1) * dst_unit, c_.dst_channels());
+#pragma GCC unroll 2
     for (int i = 0; i < VECS; ++i) {
       const int64_t first = channel + i * kLanes;
       const int n = static_cast<int>(std::min<int64_t>(kLanes, unit_end - first));
@@ -276,25 +277,27 @@ class TapRunner {
       for (int i = 0; i < VECS; ++i) __builtin_prefetch(next + t * step + i * kLanes, 1);
   }
 
+  // Inline and unrolled, so that sums stay in registers.
   template <int COLS, int VECS>
-  void finish(Vec (&acc)[COLS * VECS], int i, int64_t channel, int64_t at, int n) {
-    if (c_.bias || c_.residual || c_.relu) epilogue<COLS, VECS>(acc, i, channel, at, n);
+  [[gnu::always_inline]] void finish(Vec (&acc)[COLS * VECS], int i, int64_t channel, int64_t at,
+                                     int n) {
     const int64_t step = phases_ * c_.dst_channels();
     E* to = static_cast<E*>(c_.dst) + at;
-    if (p_.stream) {
-      for (int t = 0; t < COLS; ++t) stream_elements(to + t * step, acc[t * VECS + i]);
-    } else if (n == kLanes) {  // apart, so that the common case has no test a vector
-      for (int t = 0; t < COLS; ++t) store_elements(to + t * step, acc[t * VECS + i], kLanes);
-    } else {
-      for (int t = 0; t < COLS; ++t) store_elements(to + t * step, acc[t * VECS + i], n);
+    const auto each = [&](auto f) {
+#pragma GCC unroll 16
+      for (int t = 0; t < COLS; ++t) f(t * step, acc[t * VECS + i]);
+    };
+    if (c_.bias || c_.residual || c_.relu) {
+      const Epilogue<E> apply(c_, channel, n);
+      each([&](int64_t pixel, Vec& sums) { sums = apply(sums, at + pixel); });
     }
-  }
-
-  template <int COLS, int VECS>
-  void epilogue(Vec (&acc)[COLS * VECS], int i, int64_t channel, int64_t at, int n) {
-    const int64_t step = phases_ * c_.dst_channels();
-    const Epilogue<E> apply(c_, channel, n);
-    for (int t = 0; t < COLS; ++t) acc[t * VECS + i] = apply(acc[t * VECS + i], at + t * step);
+    if (p_.stream) {
+      each([&](int64_t pixel, Vec sums) { stream_elements(to + pixel, sums); });
+    } else if (n == kLanes) {  // apart, so that the common case has no test a vector
+      each([&](int64_t pixel, Vec sums) { store_elements(to + pixel, sums, kLanes); });
+    } else {
+      each([&](int64_t pixel, Vec sums) { store_elements(to + pixel, sums, n); });
+    }
   }
 
   const TapConv& c_;
