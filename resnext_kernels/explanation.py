@@ -40,11 +40,18 @@ class Explanation:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
     def decisive_reason(self, direction: Direction) -> str:
-        """The reason against the backend that was nearest to being chosen instead."""
+        """The reason against the backend that was nearest to being chosen instead.
+
+        Of the backends for this device, the one that least speaks against.
+        """
         others = self.reasons[direction]
         if not others:
             return ""
-        return "; ".join(others.get(aten.NAME) or min(others.values(), key=len))
+
+        def distance(reasons: list[str]) -> tuple[bool, int]:
+            return any(reason.startswith("device ") for reason in reasons), len(reasons)
+
+        return "; ".join(others.get(aten.NAME) or min(others.values(), key=distance))
 
 
 @dataclass(frozen=True)
@@ -116,9 +123,15 @@ def explain(
     Raises:
         ProblemError: as `grouped_conv2d` would.
         ModelError: the model fails on the images.
-        TypeError: ``input`` is neither a tensor nor a module, or ``weight`` no tensor.
+        TypeError: ``input`` is neither a tensor nor a module, or ``weight`` no tensor; or a model
+            comes with more than its images.
     """
     if isinstance(input, nn.Module):
+        if (stride, padding, dilation, groups) != (1, 0, 1, 1):
+            raise TypeError(
+                f"stride={stride!r}, padding={padding!r}, dilation={dilation!r}, "
+                f"groups={groups!r}: expected with tensors; a model's layers have their own"
+            )
         return _of_model(input, weight)
     check_tensors(input, weight)
     batched, weight = ops.autocast(input.device.type, input, weight)

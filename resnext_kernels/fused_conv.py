@@ -10,7 +10,7 @@ gradient, autocast, tracing, compilation), a dense one is PyTorch's operations o
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from . import ops
 from .functional import is_onnx_export
 from .nn import GroupedConv2d
 from .plain import is_plain, is_plain_thread, is_transformed
-from .problem import Convolution
+from .problem import Convolution, ProblemError
 
 _MOST_LAYOUTS = 2  # of a weight: for full batches and the last one
 
@@ -91,6 +91,9 @@ class FusedConv2d(nn.Conv2d):
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_packed"}
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        _refuse_scripting(self)
+
 
 class FusedGroupedConv2d(GroupedConv2d):
     """A `GroupedConv2d` with an epilogue, as `FusedConv2d`, on this package's fused operator."""
@@ -111,6 +114,16 @@ class FusedGroupedConv2d(GroupedConv2d):
             "relu" if fits and self.relu else "none", self.backend,
         )  # fmt: skip
         return out if fits else _finish(out, residual, self.relu)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        _refuse_scripting(self)
+
+
+def _refuse_scripting(conv: nn.Conv2d) -> NoReturn:
+    raise ProblemError(
+        f"torch.jit.script: {type(conv).__name__} of optimize_for_inference cannot be scripted, "
+        "expected torch.jit.trace(model, images)"
+    )
 
 
 def _window(conv: nn.Conv2d) -> Convolution | None:

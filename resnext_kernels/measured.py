@@ -92,11 +92,13 @@ class Measured:
         return replace(self, ours=1.0, aten=1.0)
 
     def __str__(self) -> str:
-        channels, strided = self.groups * self.width[0], self.stride != (1, 1)
-        return (
-            f"{self.batch}x{channels}x{self.size[0]}x{self.size[1]} g{self.groups}"
-            f"{f' s{self.stride[0]}' if strided else ''} {self.dtype} {self.layout}"
-        )
+        channels, out_channels = (self.groups * width for width in self.width)
+        text = f"{self.batch}x{channels}x{self.size[0]}x{self.size[1]}"
+        text += f"->{out_channels}" * (out_channels != channels) + f" g{self.groups}"
+        for letter, pair, usual in (("k", self.kernel, (3, 3)), ("s", self.stride, (1, 1))):
+            if pair != usual:
+                text += f" {letter}{pair[0]}" + f"x{pair[1]}" * (pair[0] != pair[1])
+        return f"{text} {self.dtype} {self.layout}"
 
 
 def _time(value: float) -> float:

@@ -8,13 +8,15 @@ them is another one now, the times tell nothing, and the table is not used.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,31 +148,44 @@ def writable_folder() -> Path:
 def write(backend: str, device: str, new: Mapping[str, Sequence[Measured]]) -> Path:
     """Add records to the table of a backend, in place of those of the same problems.
 
-    Readers and other writers see the old table or the new one, never a part. What is there but
-    not in use is replaced.
+    Readers see the old table or the new one, never a part, and writers wait for each other. What
+    is there but not in use is replaced.
 
     Raises:
         OSError: the table cannot be written.
         RuntimeError: as `folder`.
     """
     path = path_of(backend, device)
-    try:
-        runs, _ = _read(path, made_on(device))
-    except (OSError, *DAMAGE):
-        runs = {}
-    for hardware, records in new.items():
-        known = {record.problem: record for record in (*runs.get(hardware, ()), *records)}
-        runs[hardware] = tuple(known.values())
-    content = {
-        "made_on": made_on(device),
-        "runs": [
-            {"hardware": name, "records": [record.to_json() for record in records]}
-            for name, records in runs.items()
-        ],
-    }
-    _replace(path, json.dumps(content) + "\n")
+    with _one_writer():
+        try:
+            runs, _ = _read(path, made_on(device))
+        except (OSError, *DAMAGE):
+            runs = {}
+        for hardware, records in new.items():
+            known = {record.problem: record for record in (*runs.get(hardware, ()), *records)}
+            runs[hardware] = tuple(known.values())
+        content = {
+            "made_on": made_on(device),
+            "runs": [
+                {"hardware": name, "records": [record.to_json() for record in records]}
+                for name, records in runs.items()
+            ],
+        }
+        _replace(path, json.dumps(content) + "\n")
     _load.cache_clear()
     return path
+
+
+@contextmanager
+def _one_writer() -> Iterator[None]:
+    """Lets other writers wait: of two that read the same table, one would lose its records."""
+    place = os.open(writable_folder(), os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 def _replace(path: Path, text: str) -> None:

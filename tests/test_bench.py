@@ -86,6 +86,13 @@ def test_needed_flops_counts_products_within_the_image(seed):
     assert work.needed_flops(problem) <= problem.flops
 
 
+def test_needed_flops_of_outputs_beyond_counting():
+    """However far the padding goes, each of the 5x6 pixels meets each of the 3x3 taps once."""
+    sizes = (1, 8, (5, 6), 8, (3, 3), (1, 1), (2**40, 2**40), (1, 1), 4)
+    problem = ConvProblem(*sizes, torch.float32, "cpu", True)
+    assert work.needed_flops(problem) == 2 * 8 * 2 * (5 * 6) * (3 * 3)
+
+
 def test_timing_summarises_in_milliseconds():
     nanoseconds = [random.randint(1, 10**7) for _ in range(31)]
     found = Timing.of(nanoseconds)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_suite import FIELDS, LAYERS, case
 
-from resnext_kernels.bench import compare, peaks, plot, report, runner, suites, timing
+from resnext_kernels.bench import compare, failures, peaks, plot, report, runner, suites, timing
 from resnext_kernels.bench.implementations import OURS, PEERS
 from resnext_kernels.cli import main
 
@@ -108,7 +108,7 @@ def test_a_call_that_cannot_be_timed_ends_nothing(monkeypatch):
 
 def test_reasons_are_one_short_line():
     """Compilers put the source first and the fault last."""
-    text = runner.reason_of(ValueError("at 12:3:\n" + "source\n" * 1000 + "no such type"))
+    text = failures.reason_of(ValueError("at 12:3:\n" + "source\n" * 1000 + "no such type"))
     assert text.startswith("ValueError: at 12:3: source source") and text.endswith("no such type")
     assert "\n" not in text and len(text) < 400
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_suite import model_result
 
-from resnext_kernels.bench import peaks, runner, suites, timing, whole_model
+from resnext_kernels.backends import cpu
+from resnext_kernels.bench import peaks, plot, runner, suites, timing, whole_model
 from resnext_kernels.bench.suites import Layer
 from resnext_kernels.cli import main
+from resnext_kernels.cli.console import output_path
 
 QUICK = ["--direction", "fprop", "--dtype", "float32", "--batch", "2"]
 MODEL = """
@@ -78,15 +81,52 @@ def test_a_users_model_of_several_files(tmp_path, monkeypatch):
     assert {r["problem"] for r in written(out)} == {"8x9x9 g4 p0", "8x7x7->16 g2 p0"}
 
 
-@pytest.mark.parametrize("place", ["{}/read_only/out.json", "{}/read_only.json"])
-def test_a_file_that_cannot_be_written_is_refused_at_once(place, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: "read_only" not in str(path))
-    (tmp_path / "read_only").mkdir()
-    (tmp_path / "read_only.json").touch()
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is where root cannot write")
+@pytest.mark.parametrize("place", ["/proc/out.json", "/proc/version"], ids=["folder", "file"])
+def test_a_file_that_cannot_be_written_is_refused_at_once(place, capsys):
     with pytest.raises(SystemExit) as caught:
-        main(["bench", "--json", place.format(tmp_path)])
+        main(["bench", "--json", place])
     assert caught.value.code == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert f"{place}: cannot be written: " in capsys.readouterr().err
+
+
+def test_asking_whether_a_file_can_be_written_changes_nothing(tmp_path):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text("kept")
+    assert output_path(str(old)) == old and output_path(str(new)) == new
+    assert old.read_text() == "kept" and list(tmp_path.iterdir()) == [old]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
+def test_a_full_disk_leaves_the_tables(capsys):
+    assert main(["bench", *QUICK, "--json", "/dev/full"]) == 1
+    text = capsys.readouterr().out
+    assert "Geometric means" in text and "\nno records: [Errno 28]" in text
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_tables(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    image = tmp_path / "out.svg"
+    monkeypatch.setattr(plot, "plot", lambda result, path: path.joinpath("in").mkdir(parents=True))
+    image.touch()
+    assert main(["bench", *QUICK, "--plot", str(image)]) == 1
+    text = capsys.readouterr().out
+    assert "Geometric means" in text and "\nno plot: [Errno 20]" in text
+
+
+def test_a_layer_that_nothing_serves_ends_nothing(tmp_path, capsys):
+    """The first has more weights than the CPU kernels take."""
+    suite, out = tmp_path / "mine.json", tmp_path / "out.json"
+    suite.write_text(
+        '[{"in_channels": 2048, "groups": 1, "size": 1, "kernel": 1},'
+        ' {"in_channels": 8, "groups": 2, "size": 5}]'
+    )
+    chosen = ["--suite", str(suite), *QUICK, "--backend", "cpu", "--peers"]
+    assert main(["bench", *chosen, "--json", str(out)]) == 0
+    text = capsys.readouterr()
+    assert "[1/2, " in text.err and "nothing serves this case" in text.err
+    assert {r["problem"] for r in written(out)} == ({"8x5x5 g2"} if cpu.LIBRARY.loaded else set())
+    assert "not measured: cpu: " in text.out
 
 
 def test_a_run_beside_an_earlier_one(tmp_path, capsys):
@@ -121,6 +161,7 @@ def test_misuse_is_told_before_anything_is_measured(tmp_path, capsys, monkeypatc
         (["--suite", "model", "--peers", "nobody"], "--peers nobody", "openvino", ", all"),
         (["--suite", "model", "--direction", "wgrad"], "--direction is for layers"),
         (["--suite", "model", "--layout", "contiguous"], "--layout is for layers"),
+        (["--backend", "cpu", "--plot", "out.svg"], "--plot draws 'auto'", "--backend"),
     ):
         fails_in_one_line(capsys, arguments, *expected)
 

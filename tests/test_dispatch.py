@@ -14,7 +14,7 @@ from user_tables import forget
 
 import resnext_kernels as rk
 from resnext_kernels import dispatch
-from resnext_kernels.backends import BACKENDS, aten
+from resnext_kernels.backends import BACKENDS, aten, cpu
 from resnext_kernels.problem import DIRECTIONS
 
 PACKAGE = Path(rk.__file__).parent
@@ -159,3 +159,17 @@ def test_import_is_light():
     heavy = ["torch._dynamo", "triton", "torchvision", "timm", "matplotlib", "skimage"]
     code = f"import sys, resnext_kernels; print(*[m for m in {heavy} if m in sys.modules])"
     assert run_python(code, PACKAGE.parent).split() == []
+
+
+@pytest.mark.parametrize("name", ["stride", "dilation"])
+@pytest.mark.parametrize("step", [2**13, 2**40, 2**62])
+def test_steps_far_beyond_the_image_go_to_aten(name, step):
+    input = torch.randn(1, 8, 9, 9).to(memory_format=torch.channels_last)
+    weight = torch.randn(8, 2, 1, 1).requires_grad_()
+    out = rk.grouped_conv2d(input, weight, groups=4, **{name: step})
+    out.sum().backward()
+    expected = torch.nn.functional.conv2d(input, weight, groups=4, **{name: step})
+    torch.testing.assert_close(out, expected)
+    if cpu.LIBRARY.loaded:
+        with pytest.raises(rk.ProblemError, match=rf"{name} \({step}, {step}\), serves up to"):
+            rk.grouped_conv2d(input, weight, groups=4, **{name: step}, backend="cpu")

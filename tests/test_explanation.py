@@ -139,6 +139,26 @@ def test_what_is_no_tensor(arguments, message):
         rk.explain(*arguments)
 
 
+@pytest.mark.parametrize("extra", [{"stride": 2}, {"padding": "same"}, {"groups": 4}])
+def test_a_model_takes_its_images_alone(extra):
+    ((name, value),) = extra.items()
+    with pytest.raises(TypeError, match=f"{name}={value!r}.*: expected with tensors"):
+        rk.explain(tiny(), torch.randn(1, 3, 64, 64), **extra)
+
+
+@pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
+def test_the_decisive_reason_is_not_of_a_backend_for_other_devices(monkeypatch):
+    """Where ATen is the faster one, the reason is the measurement that tells so."""
+    slower = tuning.Comparison(True, "aten measured faster")
+    monkeypatch.setattr(tuning, "compare", lambda *arguments: slower)
+    dispatch.choose.cache_clear()
+    explanation = rk.explain(*operands(), padding=1, groups=2)
+    dispatch.choose.cache_clear()
+    for direction in DIRECTIONS:
+        assert explanation.chosen[direction] == "aten"
+        assert explanation.decisive_reason(direction) == "aten measured faster"
+
+
 def test_a_model_that_fails():
     with pytest.raises(ModelError, match=r"ResNeXt fails on input \(1, 4, 64, 64\): RuntimeError"):
         rk.explain(tiny(), torch.randn(1, 4, 64, 64))

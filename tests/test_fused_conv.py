@@ -104,6 +104,15 @@ def test_gradient_by_the_bias_alone(groups):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("groups", [1, 2])
+def test_scripting_is_refused(groups):
+    parts = block(conv=nn.Conv2d(8, 8, 3, groups=groups))
+    fast = rk.optimize_for_inference(own(lambda self, x: self.bn(self.conv(x)), **parts))
+    with pytest.raises(rk.ProblemError, match=r"torch.jit.script: .* expected torch.jit.trace"):
+        torch.jit.script(fast)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_transforms_and_other_recorders():
     model, x = small().double(), images()
     fast = rk.optimize_for_inference(model)

@@ -289,3 +289,11 @@ def test_a_table_for_every_backend_that_was_measured(folder):
     assert [p.name for p in folder.glob("*.json")] == ["cuda.json"]
     (record,) = tuning.read(folder / "cuda.json")["sm_90 a GPU"]
     assert record == Measured.of(made.problem, "dgrad", 1.0, 4.0)
+
+
+def test_records_are_told_apart():
+    window = {"kernel": (1, 5), "stride": (1, 2), "padding": (0, 2)}
+    one = Measured.of(problem(8, 4, groups=3, size=(14, 9), **window), "fprop")
+    assert str(one) == "2x24x14x9->12 g3 k1x5 s1x2 float32 contiguous"
+    plain = Measured.of(problem(8, groups=3, size=(14, 9), stride=(2, 2)), "fprop")
+    assert str(plain) == "2x24x14x9 g3 s2 float32 contiguous"

@@ -18,6 +18,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
 # A thread keeps the packed weights of a group: 4 MiB at the most.
 _MOST_WEIGHTS = 1 << 20
+# Of stride, padding and dilation: a thread keeps the rows from a kernel's first tap to its last,
+# padded, be they in the image or not.
+_MOST_STEP = 1 << 8
 
 
 def not_supported_reasons(problem: ConvProblem, direction: Direction) -> list[str]:
@@ -35,6 +38,9 @@ def not_supported_reasons(problem: ConvProblem, direction: Direction) -> list[st
         reasons.append(f"{weights} weights in a group, serves up to {_MOST_WEIGHTS}")
     if 0 in problem.input_shape:
         reasons.append(f"empty input {problem.input_shape}")
+    for name in ("stride", "padding", "dilation"):
+        if max(getattr(problem, name)) > _MOST_STEP:
+            reasons.append(f"{name} {getattr(problem, name)}, serves up to {_MOST_STEP}")
     return reasons
 
 

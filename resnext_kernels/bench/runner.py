@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import reference
 from ..verification.numerics import relative_error, tolerance
 from . import machine
+from .failures import kept, reason_of
 from .implementations import (
     DEFAULT_OURS,
     DEFAULT_PEERS,
@@ -35,7 +36,6 @@ from .work import Numbers, Work, numbers
 INTERRUPTED = "interrupted"  # among what a result skipped
 _OPERAND_SETS = 2
 _PEAK_SAMPLES = 8
-_REASON_END = 150  # characters
 SECONDS = {"cpu": 0.5, "cuda": 0.2}  # for one case; a GPU's times scatter less
 
 
@@ -122,7 +122,7 @@ def run(
     call_us: dict[str, float] = {}
     try:
         with kept("call_us", skipped):
-            call_us = call_microseconds(device, 2 * seconds, ours)
+            call_us = call_microseconds(device, 2 * seconds, ours, skipped)
         for index, case in enumerate(cases, 1):
             able, reasons = _able(OURS, ours, case)
             able_peers, reasons_of_peers = _able(PEERS, peers, case)
@@ -167,23 +167,6 @@ def _able(
     reasons = {name: reasons_against(name, case.problem, case.direction) for name in names}
     able = [known[name] for name, found in reasons.items() if not found]
     return able, {name: "; ".join(found) for name, found in reasons.items() if found}
-
-
-@contextmanager
-def kept(what: str, skipped: dict[str, str]) -> Iterator[None]:
-    """Lets the run go on where ``what`` fails; why it did goes into ``skipped``."""
-    try:
-        yield
-    except Exception as error:  # a GPU that a kernel has left in ruins may raise anything
-        skipped[what] = reason_of(error)
-
-
-def reason_of(error: Exception) -> str:
-    """One line; of a long text, as compilers write them, the two ends."""
-    text = " ".join(str(error).split())
-    if len(text) > 2 * _REASON_END:
-        text = f"{text[:_REASON_END]} ... {text[-_REASON_END:]}"
-    return f"{type(error).__name__}: {text}"
 
 
 def failures(measurements: Iterable[Measurement]) -> dict[str, str]:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from .. import models as family
 from ..problem import ConvProblem
 from ..verification.numerics import relative_error, tolerance
+from .failures import kept, reason_of
 from .model_implementations import OURS, PEERS, Forward, ModelImplementation, NotAvailable, on_torch
 from .peaks import Peaks, PeaksDict
-from .runner import INTERRUPTED, Record, Result, fastest_of_cudnn, kept, reason_of, result
+from .runner import INTERRUPTED, Record, Result, fastest_of_cudnn, result
 from .suites import WHOLE_MODELS
 from .timing import Timing, interleaved, keep_freed_memory
 from .work import Work, dtype_name, numbers

@@ -76,9 +76,15 @@ def needed_flops(problem: ConvProblem) -> int:
         problem.in_size, problem.out_size, problem.kernel,
         problem.stride, problem.padding, problem.dilation, strict=True,
     ):  # fmt: skip
-        starts = (o * stride - padding for o in range(outputs))
-        taps *= sum(0 <= start + k * dilation < size for start in starts for k in range(kernel))
+        firsts = (k * dilation - padding for k in range(kernel))
+        taps *= sum(_inside(first, stride, outputs, size) for first in firsts)
     return 2 * problem.batch * problem.out_channels * problem.in_width * taps
+
+
+def _inside(first: int, step: int, count: int, size: int) -> int:
+    """How many of ``count`` pixels, ``step`` apart from ``first`` on, lie in an image."""
+    before, up_to_end = (min(max(-((first - end) // step), 0), count) for end in (0, size))
+    return up_to_end - before
 
 
 def numbers(

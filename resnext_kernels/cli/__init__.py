@@ -1,7 +1,8 @@
 """The console commands: ``python -m resnext_kernels COMMAND`` or ``resnext-kernels COMMAND``.
 
 A command is a module with ``add_parser(subparsers)``, whose parser sets ``run``: a function from
-the parsed arguments to an exit code. 0 is success, 1 a result that is wrong, 2 a misuse.
+the parsed arguments to an exit code. 0 is success, 1 a result that is wrong, 2 a misuse, 130 an
+interrupt before there was anything to keep.
 """
 
 from __future__ import annotations
@@ -30,3 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"resnext-kernels {parsed.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"resnext-kernels {parsed.command}: interrupted", file=sys.stderr)
+        return 130  # as shells have it

@@ -13,6 +13,7 @@ from ..bench import compare, custom, plot, recorded, runner, whole_model
 from ..bench.implementations import DEFAULT_OURS, DEFAULT_PEERS, LAYOUTS, OURS, PEERS
 from ..bench.report import report
 from ..bench.suites import DTYPES, SUITES, WHOLE_MODELS, Case, cases_of, cases_of_layers
+from ..dispatch import AUTO
 from ..problem import DIRECTIONS
 from .console import Progress, ProgressLine, UserError, output_path, positive, require
 
@@ -116,6 +117,8 @@ def _by_device(values: dict[str, list[str]] | dict[str, list[int]]) -> str:
 def run(args: argparse.Namespace) -> int:
     if args.plot:
         require_matplotlib("--plot")
+        if AUTO not in args.backend:
+            raise UserError(f"--plot draws {AUTO!r}, expected among --backend")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device")
     earlier = _read_earlier(args.compare)
@@ -196,18 +199,29 @@ def deliver(
     earlier: runner.Result | None = None,
 ) -> int:
     """Write the records, print the tables, draw the plot, as asked for; return the exit code."""
-    if json_path:
-        json_path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    unwritten = _written(json_path, result) if json_path else ""
     print(report(result))
     if earlier:
         print(f"\n{compare.comparison(earlier, result)}")
     if json_path:
-        print(f"\nrecords: {json_path}")
+        print(f"\n{unwritten or f'records: {json_path}'}")
     if plot_path:
         try:
             plot.plot(result, plot_path)
             print(f"plot: {plot_path}")
+        except OSError as error:
+            unwritten = f"no plot: {error}"
+            print(unwritten)
         except ValueError as error:
             print(f"no plot: {error}")
     missing = any(record["parity"] != "green" for record in result["records"])
-    return 1 if missing or runner.INTERRUPTED in result["skipped"] else 0
+    return 1 if unwritten or missing or runner.INTERRUPTED in result["skipped"] else 0
+
+
+def _written(path: Path, result: runner.Result) -> str:
+    """Write the records; what kept them from being written, a full disk say, is returned."""
+    try:
+        path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        return f"no records: {error}"
+    return ""

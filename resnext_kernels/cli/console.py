@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
@@ -33,8 +33,13 @@ def output_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: is a folder, expected a file")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text}: cannot be written")
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: cannot be written: {error.strerror}") from error
     return path
 
 
@@ -77,4 +82,5 @@ class Progress(ProgressLine):
     """Progress by cases measured."""
 
     def __call__(self, measurements: Sequence[Measurement]) -> None:
-        self.step(f"{measurements[0].case}: {', '.join(map(str, measurements))}")
+        done = ", ".join(map(str, measurements))
+        self.step(f"{measurements[0].case}: {done}" if measurements else "nothing serves this case")
