@@ -11,7 +11,7 @@ import cuda_sim
 import pytest
 import torch
 from cuda_sim import Gpu, Options
-from problems import operand_shapes, randn
+from problems import TOLERANCES, operand_shapes, problem, randn, relative_error, truth
 
 from resnext_kernels.bench.suites import SUITES, Layer
 
@@ -67,6 +67,21 @@ def test_wgrad_reads_each_image_about_once(layer):
     every = sum(launch[key] for launch in (sums, total) for key in keys)
     assert SECTOR * every <= MOST_READ * (read + written)
     assert conflicts_in_main_loop(sums) == 0
+
+
+# Few splits, and so many that several threads share those of a weight.
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("images", [3, 35])
+def test_partial_sums_are_added_by_threads_with_vectors_to_load(images, dtype):
+    p = problem(4, groups=8, batch=images, size=(16, 16))
+    grad, input = (randn(s, dtype, "channels_last") for s in operand_shapes(p, "wgrad"))
+    result = cuda_sim.wgrad(p, grad, input)
+    sums, total = result.launches
+    splits = sums["bytes_written"] // (4 * result.out.numel())
+    assert (splits >= 16) == (images == 35) == (total["barriers"] > 0)
+    threads = total["blocks"] * total["threads"]
+    assert 16 * threads <= total["bytes_read"] + 16 * total["threads"]
+    assert relative_error(result.out, truth(p, "wgrad", grad, input)) < TOLERANCES[dtype]
 
 
 def test_docs_agree_with_the_committed_predictions():

@@ -35,11 +35,16 @@ struct Walk {
   RNK_DEVICE void place(const Gather& conv) {
     const Tiles& t = conv.tiles;
     const int strips = t.strips_w * t.strips_h;
-    image = unit / strips * t.images;
+    image = unit, row = column = 0;
+    // Small images are one strip each, and come here at every chunk: no divisions for them.
+    if (strips > 1) {
+      const int strip = unit % strips;
+      image = unit / strips;
+      row = strip / t.strips_w * t.strip_h;
+      column = strip % t.strips_w * t.strip_w;
+    }
+    image *= t.images;
     images = min(t.images, conv.images - image);
-    const int strip = unit % strips;
-    row = strip / t.strips_w * t.strip_h;
-    column = strip % t.strips_w * t.strip_w;
     rows = min(t.strip_h, conv.anchor_h - row);
   }
 };
@@ -90,16 +95,23 @@ class RowVectors {
 
   RNK_DEVICE int vector() const { return vector_; }
 
+  // Where this thread's vector of its first pixel in rows [begin, ...) lies, if row 0 begins at
+  // `origin`. Computed once for all images: the products of 64 bits are many instructions.
+  RNK_DEVICE const unsigned char* first(int begin, const unsigned char* origin,
+                                        const PixelStrides& strides) const {
+    return computed_here(origin + (begin + row_) * strides.h + column_ * strides.w +
+                         vector_ * kVectorBytes);
+  }
+
   // Calls copy(row, column, pixel) for this thread's share of rows [begin, end). `pixel` is where
-  // this thread's vector of the pixel lies, in rows that begin at `origin`.
+  // this thread's vector of the pixel lies: in the first one `first`.
   template <class Copy>
-  RNK_DEVICE void each(int begin, int end, const unsigned char* origin, const PixelStrides& strides,
+  RNK_DEVICE void each(int begin, int end, const unsigned char* first, const PixelStrides& strides,
                        const Copy& copy) const {
     int row = begin + row_, column = column_;
     const int64_t step = row_step_ * strides.h + column_step_ * strides.w;
     const int64_t wrap = strides.h - columns_ * strides.w;
-    const unsigned char* pixel =
-        origin + row * strides.h + column * strides.w + vector_ * kVectorBytes;
+    const unsigned char* pixel = first;
 #pragma unroll 1
     while (row < end) {
       copy(row, column, pixel);
@@ -131,12 +143,15 @@ RNK_DEVICE void load_rows(const Gather& conv, const Ring<Taps>& ring, const RowV
   const int top = walk.row * Taps::step + walk.chunk * t.chunk_rows - conv.pad_h;
   const int left = walk.column * Taps::step - conv.pad_w;
   const uint32_t base = ring.base + list.vector() * kVectorBytes;
-  for (int k = 0; k < (whole ? t.images : walk.images); ++k) {
-    const unsigned char* origin = conv.source + conv.source_strides.n * (walk.image + k) + offset +
-                                  top * conv.source_strides.h + left * conv.source_strides.w;
+  const unsigned char* pixels =
+      list.first(begin,
+                 conv.source + conv.source_strides.n * walk.image + offset +
+                     top * conv.source_strides.h + left * conv.source_strides.w,
+                 conv.source_strides);
+  for (int k = 0; k < (whole ? t.images : walk.images); ++k, pixels += conv.source_strides.n) {
     const bool exists = k < walk.images && list.vector() < present;
     const int bottom = exists ? max(0, min(conv.source_h, top + end)) : 0;
-    list.each(begin, whole ? t.chunk_rows + halo : end, origin, conv.source_strides,
+    list.each(begin, whole ? t.chunk_rows + halo : end, pixels, conv.source_strides,
               [&](int row, int column, const unsigned char* pixel) {
                 const uint32_t slot = walk.slot + k * t.image_rows + row;
                 const bool inside =

@@ -69,8 +69,10 @@ const char* launch_wgrad(const ConvProblem& p, const WgradConv& conv, const Wgra
   if (error) return error;
   const int64_t weights = p.out_channels * kTaps * p.in_width();
   const SumSplits task{conv.partial, static_cast<unsigned char*>(grad_weight), weights, w.splits};
-  const int blocks = static_cast<int>((weights + kSumWeights - 1) / kSumWeights);
-  return launch(sum_kernel<Format>, blocks, kSumThreads, kSumThreads * 4, gpu, stream, task);
+  const int lanes = sum_lanes(w.splits), block_weights = kSumThreads / lanes * kSumVector;
+  const int blocks = static_cast<int>((weights + block_weights - 1) / block_weights);
+  const auto sum = lanes == 1 ? sum_kernel<Format, 1> : sum_kernel<Format, kSumLanes>;
+  return launch(sum, blocks, kSumThreads, kSumThreads * kVectorBytes, gpu, stream, task);
 }
 
 }  // namespace

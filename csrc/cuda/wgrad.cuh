@@ -77,17 +77,19 @@ wgrad_kernel(const WgradConv conv) {
   const auto load = [&](const Walk<Taps>& walk, int stage) {
     load_rows(conv, ring, in_list, walk, first_in * kElementBytes, present_in, true);
     const int top = walk.row + walk.chunk * tiles.chunk_h;
-    for (int k = 0; k < tiles.images; ++k) {
-      const unsigned char* origin = conv.grad + conv.grad_strides.n * (walk.image + k) +
-                                    top * conv.grad_strides.h + walk.column * conv.grad_strides.w +
-                                    static_cast<int64_t>(first_out) * kElementBytes;
+    const unsigned char* pixels = out_list.first(
+        0,
+        conv.grad + conv.grad_strides.n * walk.image + top * conv.grad_strides.h +
+            walk.column * conv.grad_strides.w + static_cast<int64_t>(first_out) * kElementBytes,
+        conv.grad_strides);
+    for (int k = 0; k < tiles.images; ++k, pixels += conv.grad_strides.n) {
       const bool exists = k < walk.images && out_list.vector() < present_out;
       const int rows = exists ? walk.rows - walk.chunk * tiles.chunk_h : 0;
       const int columns = conv.anchor_w - walk.column;
       const int first = k * tiles.chunk_h * tiles.strip_w;
       const uint32_t base =
           grads + stage * tiles.stage_bytes + first * grad_bytes + out_list.vector() * kVectorBytes;
-      out_list.each(0, tiles.chunk_h, origin, conv.grad_strides,
+      out_list.each(0, tiles.chunk_h, pixels, conv.grad_strides,
                     [&](int row, int column, const unsigned char* pixel) {
                       cp_async_16(base + (row * tiles.strip_w + column) * grad_bytes, pixel,
                                   row < rows && column < columns);
@@ -165,40 +167,56 @@ wgrad_kernel(const WgradConv conv) {
 }
 
 constexpr int kSumThreads = 256;
-constexpr int kSumWeights = 32;  // of a block
-constexpr int kSumLanes = kSumThreads / kSumWeights;
+constexpr int kSumVector = 4;  // weights of a thread
+constexpr int kSumLanes = 8;
 
 struct SumSplits {
   const float* partial = nullptr;  // [splits][weights]
   unsigned char* sum = nullptr;    // [weights]
-  int64_t weights = 0;
+  int64_t weights = 0;             // a multiple of kSumVector
   int splits = 0;
 };
 
-// Adds the partial sums of all splits: kSumLanes threads a weight, then those in their order.
-template <class Format>
-RNK_KERNEL(kSumThreads, 8)
+// The threads that share the splits of their weights: of few splits one takes all, since wide
+// groups have few, but so many weights that more threads would cost more than the loads.
+inline int sum_lanes(int splits) { return splits < 2 * kSumLanes ? 1 : kSumLanes; }
+
+// Adds the partial sums of all splits: those of each of kLanes threads, then theirs in their order.
+template <class Format, int kLanes>
+RNK_KERNEL(kSumThreads, 4)
 sum_kernel(const SumSplits task) {
-  const int lane = threadIdx.x / kSumWeights, column = threadIdx.x % kSumWeights;
-  const int64_t weight = static_cast<int64_t>(blockIdx.x) * kSumWeights + column;
-  float sum = 0;
+  constexpr int kColumns = kSumThreads / kLanes;
+  const int lane = threadIdx.x / kColumns, column = threadIdx.x % kColumns;
+  const int64_t weight = (static_cast<int64_t>(blockIdx.x) * kColumns + column) * kSumVector;
+  float sums[kSumVector] = {};
+  const auto add = [&](const Vec16& part) {
+#pragma unroll
+    for (int j = 0; j < kSumVector; ++j) sums[j] += bits_float(part.x[j]);
+  };
   if (weight < task.weights) {
-#pragma unroll 8
-    for (int split = lane; split < task.splits; split += kSumLanes) {
-      sum += bits_float(ld_global_4(task.partial + split * task.weights + weight));
+#pragma unroll 4
+    for (int split = lane; split < task.splits; split += kLanes) {
+      add(ld_global_16(task.partial + split * task.weights + weight));
     }
   }
-  const uint32_t mine = shared_base() + threadIdx.x * 4;
-  st_shared_4(mine, float_bits(sum));
-  sync_threads();
-  if (lane) return;
+  const auto bits = [&] {
+    return Vec16{float_bits(sums[0]), float_bits(sums[1]), float_bits(sums[2]),
+                 float_bits(sums[3])};
+  };
+  if constexpr (kLanes > 1) {
+    const uint32_t mine = shared_base() + threadIdx.x * kVectorBytes;
+    st_shared_16(mine, bits());
+    sync_threads();
+    if (lane) return;
 #pragma unroll
-  for (int k = 1; k < kSumLanes; ++k) sum += bits_float(ld_shared_4(mine + k * kSumWeights * 4));
+    for (int k = 1; k < kLanes; ++k) add(ld_shared_16(mine + k * kColumns * kVectorBytes));
+  }
   if (weight >= task.weights) return;
   if constexpr (std::is_same_v<Format, F32>) {
-    st_global_4(task.sum + weight * 4, float_bits(sum));
+    st_global_16(task.sum + weight * 4, bits());
   } else {
-    st_global_2(task.sum + weight * 2, static_cast<uint16_t>(pack(Format{}, sum, 0)));
+    st_global_8(task.sum + weight * 2, pack(Format{}, sums[0], sums[1]),
+                pack(Format{}, sums[2], sums[3]));
   }
 }
 
