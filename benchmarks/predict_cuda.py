@@ -28,7 +28,6 @@ from resnext_kernels.bench.suites import SUITES, Case, cases_of  # noqa: E402
 from resnext_kernels.problem import DIRECTIONS  # noqa: E402
 
 SECTOR_BYTES = 32
-BANK_BYTES = 128  # of shared memory, a clock
 
 
 @dataclass(frozen=True)

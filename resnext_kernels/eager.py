@@ -63,12 +63,12 @@ def direct(
         weight.requires_grad or input.requires_grad or (bias is not None and bias.requires_grad)
     ):
         # Of inference tensors alone nothing is recorded: the dispatcher knows.
-        convolve = ops.grouped_conv2d if input.is_inference() else Convolution.apply
+        convolve = ops.grouped_conv2d if input.is_inference() else GroupedConv2dFunction.apply
         return convolve(input, weight, bias, *problem.convolution, backend)
     return ops.in_format(fprop(problem, input, weight, bias, None, False), problem.memory_format)
 
 
-class Convolution(torch.autograd.Function):
+class GroupedConv2dFunction(torch.autograd.Function):
     """The operator with its derivatives, for plain tensors one of which requires a gradient."""
 
     @staticmethod

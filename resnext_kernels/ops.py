@@ -48,11 +48,6 @@ def checked_problem(
     groups: int,
 ) -> ConvProblem:
     """Describe a call, or raise `ProblemError` naming the bad argument, its value and the rule."""
-    for name, value, least in (
-        ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1),
-    ):  # fmt: skip
-        if min(value) < least:
-            raise ProblemError(f"{name}={tuple(value)}: expected values >= {least}")
     validate(input, weight, bias, stride, padding, dilation, groups)
     return ConvProblem.of(input, weight, stride, padding, dilation, groups)
 
@@ -209,22 +204,22 @@ grouped_conv2d_fused = torch.ops.resnext_kernels.grouped_conv2d_fused.default
 
 @torch.library.register_fake("resnext_kernels::grouped_conv2d", lib=LIBRARY)
 def _fake_forward(input, weight, bias, stride, padding, dilation, groups, backend):
-    dispatch.check_backend_name(backend)
-    problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
-    return torch.empty(
-        problem.output_shape, dtype=input.dtype, device=input.device,
-        memory_format=problem.memory_format,
-    )  # fmt: skip
+    return _fake_fused(
+        input, weight, bias, None, stride, padding, dilation, groups, "none", backend
+    )
 
 
 @torch.library.register_fake("resnext_kernels::grouped_conv2d_fused", lib=LIBRARY)
 def _fake_fused(
     input, weight, bias, residual, stride, padding, dilation, groups, activation, backend
 ):
-    out = _fake_forward(input, weight, bias, stride, padding, dilation, groups, backend)
+    dispatch.check_backend_name(backend)
     problem = checked_problem(input, weight, bias, stride, padding, dilation, groups)
     _check_epilogue(problem, input, residual, activation)
-    return out
+    return torch.empty(
+        problem.output_shape, dtype=input.dtype, device=input.device,
+        memory_format=problem.memory_format,
+    )  # fmt: skip
 
 
 @torch.library.register_fake("resnext_kernels::grouped_conv2d_backward", lib=LIBRARY)

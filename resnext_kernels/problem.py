@@ -219,10 +219,12 @@ def validate(
     dilation: Sequence[int],
     groups: int,
 ) -> None:
-    """Raise `ProblemError` naming the argument, its value and what was expected.
-
-    ``stride``, ``padding`` and ``dilation`` are pairs already checked by `as_pair`.
-    """
+    """Raise `ProblemError` naming the argument, its value and what was expected."""
+    for name, pair, least in (
+        ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1),
+    ):  # fmt: skip
+        if min(pair) < least:
+            raise ProblemError(f"{name}={tuple(pair)}: expected values >= {least}")
     for name, tensor in (("input", input), ("weight", weight)):
         if tensor.dim() != 4:
             raise ProblemError(f"{name}: shape {tuple(tensor.shape)}, expected 4 dimensions")

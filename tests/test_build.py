@@ -158,8 +158,11 @@ def test_sdist_holds_the_sources(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py"}
-    files = [*ROOT.glob("csrc/**/*.*"), *PACKAGE.glob("**/*.py"), *ROOT.glob("tests/**/*.py")]
-    needed |= {str(file.relative_to(ROOT)) for file in files}
+    files = list(PACKAGE.glob("**/*.py"))
+    for folder in ("benchmarks", "csrc", "docs", "tests"):
+        files += (file for file in ROOT.glob(f"{folder}/**/*.*") if file.is_file())
+    paths = {str(file.relative_to(ROOT)) for file in files}
+    needed |= {path for path in paths if "/." not in path and "__pycache__" not in path}
     assert needed <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 

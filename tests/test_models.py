@@ -212,7 +212,7 @@ def test_copies_and_pickles():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": ()}, r"num_stages=0: expected a positive integer"),
+        ({"layers": ()}, r"layers=\(\): expected a sequence of positive integers"),
         ({"layers": (2, 0)}, r"layers\[1\]=0: expected a positive integer"),
         ({"cardinality": 0}, r"cardinality=0: expected a positive integer"),
         ({"cardinality": 2.0}, r"cardinality=2.0: expected a positive integer"),

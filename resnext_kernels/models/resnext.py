@@ -159,10 +159,9 @@ class ResNeXt(nn.Module):
         stem: Stem = "imagenet",
     ) -> None:
         super().__init__()
-        if not isinstance(layers, Sequence):
+        if not isinstance(layers, Sequence) or not layers:
             raise ValueError(f"layers={layers!r}: expected a sequence of positive integers")
         _require_positive(
-            num_stages=len(layers),
             cardinality=cardinality,
             bottleneck_width=bottleneck_width,
             num_classes=num_classes,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from triton.runtime import driver
 
+from ....kept import Kept
+
 _VECTOR = 16
-_MOST_PLANS = 4096
 
 
 class Launch:
@@ -51,7 +52,7 @@ class Plans:
     def __init__(self, make: Callable[..., Callable[..., None]]) -> None:
         """``make(*facts, *tensors)`` returns a plan, a function of the tensors."""
         self._make = make
-        self._plans: dict[Any, Callable[..., None]] = {}
+        self._plans: Kept[Callable[..., None]] = Kept()
 
     def run(self, facts: tuple[Any, ...], *tensors: Tensor | None) -> None:
         """Run the plan for ``facts`` and the strides of ``tensors`` on the device of the first.
@@ -68,8 +69,5 @@ class Plans:
         key = (device, facts, *[None if t is None else t.stride() for t in tensors])
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._make(*facts, *tensors)
-            if len(self._plans) >= _MOST_PLANS:
-                self._plans.clear()
-            self._plans[key] = plan
+            plan = self._plans.keep(key, self._make(*facts, *tensors))
         plan(*tensors)
