@@ -33,6 +33,10 @@ class WeightPacker {
     if (c_.weight_dst == 1) return pack_lanes(to);
     const bool pairs_fit = c_.src_width % Math::kPerWord == 0;
     if (c_.weight_src == 1 && pairs_fit) return pack_sources(to);
+#if RNK_BF16_DOT
+    if constexpr (Math::kPerWord == 2)
+      if (c_.taps() == kPairTaps && c_.weight_src == kPairTaps && pairs_fit) return pack_pairs(to);
+#endif
     return pack_taps(to);  // of a single tap, where sources lie side by side all the same
   }
 
@@ -111,6 +115,37 @@ class WeightPacker {
       }
     return check;
   }
+
+#if RNK_BF16_DOT
+  // Pairs of sources with all their taps side by side (contiguous 3x3 weights in fprop).
+  [[gnu::always_inline]] Vec pack_pairs(float* to) const {
+    Vec check = zero();
+    const int64_t words = c_.src_width / 2 * kPairTaps, ahead = kLanes * c_.weight_dst;
+    for (int64_t k = 0; k < words; k += kLanes) {
+      int64_t word = k / kPairTaps, tap = k % kPairTaps;
+      const int64_t offset = word * 2 * kPairTaps;
+      const PairGather gather(tap, 2 * words - offset);
+      Vec columns[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        columns[lane] = zero();
+        if (!rows_[lane]) continue;
+        const E* from = rows_[lane] + offset;
+        __builtin_prefetch(from + ahead);
+        columns[lane] = gather(from);
+      }
+      check = check_finite<Math>(check, columns);
+      transpose(columns);
+      const int n = static_cast<int>(std::min<int64_t>(kLanes, words - k));
+      for (int i = 0; i < n; ++i) {
+        store(to + tap * tap_step_ + word * kLanes, columns[i]);
+        if (++tap < kPairTaps) continue;
+        tap = 0;
+        ++word;
+      }
+    }
+    return check;
+  }
+#endif
 
   // n words of every row from element `offset` on, zeros where there is no row. What lies `ahead`
   // is read soon: too many streams for the hardware to follow.

@@ -121,6 +121,37 @@ inline Vec pair_words(Vec even, Vec odd) {
 inline Vec dot_bf16(Vec acc, Vec a, Vec b) {
   return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
+// Turns [channel][tap] of bf16, 3x3 taps each, into 16 words [pair of channels][tap] from tap `tap`
+// of the first pair on. Of the elements only the first `left` are read.
+constexpr int kPairTaps = 9;
+class PairGather {
+ public:
+  PairGather(int64_t tap, int64_t left)
+      : order_(_mm512_loadu_si512(kOrder[tap].data())), low_(mask(left)), high_(mask(left - 32)) {}
+
+  Vec operator()(const uint16_t* from) const {
+    const __m512i low = _mm512_maskz_loadu_epi16(low_, from);
+    const __m512i high = _mm512_maskz_loadu_epi16(high_, from + 32);
+    return _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, order_, high));
+  }
+
+ private:
+  static __mmask32 mask(int64_t n) {
+    return static_cast<__mmask32>((uint64_t{1} << std::clamp<int64_t>(n, 0, 32)) - 1);
+  }
+
+  static constexpr auto kOrder = [] {
+    std::array<std::array<uint16_t, 2 * kLanes>, kPairTaps> order{};
+    for (int tap = 0; tap < kPairTaps; ++tap)
+      for (int i = 0; i < 2 * kLanes; ++i) {
+        const int word = tap + i / 2, channel = word / kPairTaps * 2 + i % 2;
+        order[tap][i] = static_cast<uint16_t>(channel * kPairTaps + word % kPairTaps);
+      }
+    return order;
+  }();
+  __m512i order_;
+  __mmask32 low_, high_;
+};
 // 16 bf16 channels as pairs (32-bit words), such that each quarter of four outputs finds the words
 // of its own group: width 8 as (w0 w1 w2 w3), narrower ones as (w0 w0 w1 w1).
 template <int WIDTH>

@@ -2,6 +2,12 @@
 // instruction set's version, included in its namespace.
 #pragma once
 
+// The hardware runs too short a way ahead of a copy that scatters.
+inline void prefetch_ahead(const void* pixel) {
+  constexpr int64_t kBytes = 8192;
+  __builtin_prefetch(static_cast<const char*>(pixel) + kBytes);
+}
+
 // Everything the loops need that is known when element type, arithmetic and width are.
 template <class MathT, class ElementT, int WIDTH>
 struct LaneStrategy {
@@ -80,6 +86,29 @@ struct BroadcastStrategy {
     }
   }
 
+  // One column of `units` whole units at once; false for widths that are left to fill_column.
+  static bool fill_units(float* to, const E* from, int64_t channels, int64_t units,
+                         int64_t unit_words)
+    requires(Math::kPerWord == 2)
+  {
+    if (channels == 16) return copy_units<8>(to, from, units, unit_words);
+    if (channels == 32) return copy_units<16>(to, from, units, unit_words);
+    if (channels == 64) return copy_units<32>(to, from, units, unit_words);
+    return false;
+  }
+
+  template <int WORDS>
+  static bool copy_units(float* to, const E* from, int64_t units, int64_t unit_words) {
+    const float* pairs = reinterpret_cast<const float*>(from);
+#pragma GCC unroll 4
+    for (int64_t u = 0; u < units; ++u, pairs += WORDS, to += unit_words) {
+      prefetch_ahead(pairs);
+      if constexpr (WORDS < kLanes) std::memcpy(to, pairs, WORDS * sizeof(float));
+      for (int w = 0; w + kLanes <= WORDS; w += kLanes) store(to + w, load(pairs + w));
+    }
+    return true;
+  }
+
   template <class From>
   static void copy_words(float* to, const From* from, int64_t count) {
     int64_t c = 0;
@@ -126,10 +155,9 @@ auto with_strategy(const TapConv& c, F f) {
 #endif
 }
 
-// The hardware runs too short a way ahead of a copy that scatters.
-inline void prefetch_ahead(const void* pixel) {
-  constexpr int64_t kBytes = 8192;
-  __builtin_prefetch(static_cast<const char*>(pixel) + kBytes);
+inline void clear_words(float* to, int64_t count) {
+  for (; count > kLanes; count -= kLanes, to += kLanes) store(to, zero());
+  store_elements(to, zero(), static_cast<int>(count));
 }
 
 // One row of a tile: columns lie by residue of the source step, so that kernels see a step of one.
@@ -153,11 +181,12 @@ template <class S, class Pixels>
     const int64_t col = start + i;
     float* column = to + row.place(i) * row.col_words;
     if (col < 0 || col >= src_cols) {
-      for (int64_t u = 0; u < units; ++u)
-        std::memset(column + u * unit_words, 0, row.col_words * sizeof(float));
+      for (int64_t u = 0; u < units; ++u) clear_words(column + u * unit_words, row.col_words);
       continue;
     }
     Pixels pixel = from + col * pixel_stride;
+    if constexpr (requires { S::fill_units(column, pixel, channels, units, unit_words); })
+      if (S::fill_units(column, pixel, channels, units, unit_words)) continue;
     for (int64_t u = 0; u < whole; ++u, pixel = pixel + channels, column += unit_words) {
       prefetch_ahead(pixel);
       S::fill_column(column, pixel, S::kIsLane ? kLanes : channels);

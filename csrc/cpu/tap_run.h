@@ -77,10 +77,11 @@ class TapRunner {
 
     p.stream = streams<S>(c);
 
-    // Bands of rows only where chunks and images do not give every thread a few tasks.
-    const int64_t bands = (4 * threads + p.chunks * c.batch - 1) / (p.chunks * c.batch);
+    // Bands of rows only where chunks and images do not give all threads the same, and no more of
+    // them than do: each reads rows of its neighbours, too.
+    const int64_t bands = threads / std::gcd(threads, p.chunks * c.batch);
     p.band_rows = std::max<int64_t>((c.dst_rows + bands - 1) / bands,
-                                    std::min<int64_t>(c.dst_rows, 2 * c.vertical.taps));
+                                    std::min<int64_t>(c.dst_rows, c.vertical.taps));
     p.row_bands = (c.dst_rows + p.band_rows - 1) / p.band_rows;
     p.tasks = p.chunks * c.batch * p.row_bands;
     p.scratch_words = p.chunk_units * (row_words + p.unit_weights) + list_words(c) + 64;
