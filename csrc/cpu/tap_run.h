@@ -140,6 +140,7 @@ class TapRunner {
   // `next_task`, whose row_end is 0 where there is none, is what is done then.
   void image(const Task& task, const Task& next_task) {
     n_ = task.n;
+    row_end_ = task.row_end;
     const TapAxis& rows = c_.vertical;
     const int64_t phase_cols = (c_.dst_cols + phases_ - 1) / phases_;
     for (int64_t j = 0; j < phase_cols; j += p_.columns) {
@@ -256,7 +257,7 @@ class TapRunner {
     const int64_t col = phase + (column_ + j) * phases_;
     const int64_t at = ((n_ * c_.dst_rows + y) * c_.dst_cols + col) * c_.dst_channels() + channel;
     ahead_.part();
-    if (!p_.stream && y + 1 < c_.dst_rows) own_next_row<COLS, VECS>(at);
+    if (!p_.stream && y + 1 < row_end_) own_next_row<COLS, VECS>(at);
     const int64_t unit_end = std::min((unit + 1) * dst_unit, c_.dst_channels());
 #pragma GCC unroll 2
     for (int i = 0; i < VECS; ++i) {
@@ -308,5 +309,5 @@ class TapRunner {
   LookAhead ahead_;
   bool finite_ = true;  // all weights of the chunk
   int64_t window_, phases_;
-  int64_t n_ = 0, first_ = 0, units_ = 0, slot_words_ = 0, column_ = 0;
+  int64_t n_ = 0, row_end_ = 0, first_ = 0, units_ = 0, slot_words_ = 0, column_ = 0;
 };
