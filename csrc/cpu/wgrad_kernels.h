@@ -25,22 +25,38 @@ template <class Math, int WIDTH, int RUN, int STEP>
   if constexpr (STEP + 1 < WIDTH) wgrad_lane_steps<Math, WIDTH, RUN, STEP + 1>(x, grad, acc);
 }
 
+// Groups of few channels have so few sums that each would wait for itself: several columns have
+// sums of their own.
 template <class Math, int WIDTH, int RUN>
 inline void wgrad_lane_kernel(const PixelRows& pixels, const float* input, const float* grad,
                               float* const (&to)[RUN]) {
-  Vec acc[RUN * WIDTH];
+  constexpr int kSums = RUN * WIDTH, kColumns = std::clamp(kMaxColumns / kSums, 1, 4);
+  Vec acc[kColumns][kSums];
 #pragma GCC unroll 24
-  for (int i = 0; i < RUN * WIDTH; ++i) acc[i] = load(to[i / WIDTH] + i % WIDTH * kLanes);
+  for (int i = 0; i < kColumns * kSums; ++i) acc[i / kSums][i % kSums] = zero();
   for (int64_t row = 0; row < pixels.rows; ++row) {
     const float *x = input + pixels.input[row], *g = grad + pixels.grad[row];
-    for (int64_t j = 0; j < pixels.columns + RUN - 1; ++j, x += kLanes, g += kLanes) {
+    const auto column = [&](Vec (&sums)[kSums]) {
       Vec gv[RUN];
       for (int r = 0; r < RUN; ++r) gv[r] = load(g - r * kLanes);
-      wgrad_lane_steps<Math, WIDTH, RUN, 0>(x, gv, acc);
-    }
+      wgrad_lane_steps<Math, WIDTH, RUN, 0>(x, gv, sums);
+      x += kLanes;
+      g += kLanes;
+    };
+    int64_t left = pixels.columns + RUN - 1;
+    for (; left >= kColumns; left -= kColumns)
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) column(acc[c]);
+    for (; left > 0; --left) column(acc[0]);
   }
 #pragma GCC unroll 24
-  for (int i = 0; i < RUN * WIDTH; ++i) store(to[i / WIDTH] + i % WIDTH * kLanes, acc[i]);
+  for (int i = 0; i < kSums; ++i) {
+    float* sum = to[i / WIDTH] + i % WIDTH * kLanes;
+    Vec all = load(sum);
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) all = add(all, acc[c][i]);
+    store(sum, all);
+  }
 }
 
 // The same for CHANNELS input channels x VECS vectors of output channels of one group.
