@@ -36,7 +36,7 @@ inline void wgrad_lane_kernel(const PixelRows& pixels, const float* input, const
   for (int i = 0; i < kColumns * kSums; ++i) acc[i / kSums][i % kSums] = zero();
   for (int64_t row = 0; row < pixels.rows; ++row) {
     const float *x = input + pixels.input[row], *g = grad + pixels.grad[row];
-    const auto column = [&](Vec (&sums)[kSums]) {
+    const auto column = [&](Vec(&sums)[kSums]) {
       Vec gv[RUN];
       for (int r = 0; r < RUN; ++r) gv[r] = load(g - r * kLanes);
       wgrad_lane_steps<Math, WIDTH, RUN, 0>(x, gv, sums);
