@@ -11,23 +11,42 @@ from torch import nn
 import resnext_kernels as rk
 
 
+def errors_of_networks(run, networks: int = 8) -> tuple[float, float]:
+    """Root mean square, over networks, of the optimised and of the plain one's relative error.
+
+    Of one network the few outputs of two equally precise ways differ more than twofold now and
+    then, by chance.
+    """
+    errors = []
+    for _ in range(networks):
+        model, x = small(), images(torch.float32)
+        truth = copy.deepcopy(model).double()(x.double())
+        errors.append([relative_error(out, truth) for out in run(model, x)])
+    fast, plain = torch.tensor(errors).square().mean(0).sqrt().tolist()
+    return fast, plain
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    model, x = small(), images(torch.float32)
-    with torch.no_grad():
-        truth = copy.deepcopy(model).double()(x.double())
-        error = relative_error(rk.optimize_for_inference(model.to(dtype))(x.to(dtype)), truth)
-        assert error < 2 * relative_error(model(x.to(dtype)), truth)
+    def run(model, x):
+        return rk.optimize_for_inference(model.to(dtype))(x.to(dtype)), model(x.to(dtype))
+
+    fast, plain = errors_of_networks(run)
+    assert fast < 1.5 * plain
 
 
+@torch.no_grad()
 def test_autocast():
-    model, x = small(), images(torch.float32)
-    fast = rk.optimize_for_inference(model)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        out, ref = fast(x), model(x)
-    assert out.dtype == ref.dtype == torch.bfloat16
-    truth = model.double()(x.double())
-    assert relative_error(out, truth) < 2 * relative_error(ref, truth)
+    def run(model, x):
+        fast = rk.optimize_for_inference(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            out, ref = fast(x), model(x)
+        assert out.dtype == ref.dtype == torch.bfloat16
+        return out, ref
+
+    fast, plain = errors_of_networks(run)
+    assert fast < 1.5 * plain
 
 
 @torch.no_grad()
