@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -24,6 +25,7 @@ from resnext_kernels.bench.implementations import (
     OURS,
     PEERS,
     Implementation,
+    Operands,
 )
 from resnext_kernels.bench.runner import Measurement
 from resnext_kernels.bench.timing import Timing
@@ -125,6 +127,50 @@ def test_rounds_go_on_for_the_seconds_asked_for(monkeypatch):
 
     timing.interleaved({"a": [call]}, seconds=0.05)
     assert count > 100
+
+
+def test_rounds_go_on_until_the_medians_are_known(monkeypatch):
+    clock = itertools.count(0, 10**6)
+    monkeypatch.setattr(timing, "perf_counter_ns", lambda: next(clock))
+    monkeypatch.setattr(timing, "_MAX_ROUNDS", 1000)
+
+    def rounds(known):
+        count = []
+        monkeypatch.setattr(timing, "_known", lambda times: known(len(count)))
+        timing.interleaved({"a": [lambda: count.append(0)]}, seconds=0.06)
+        return len(count) - timing._WARM_UP_ROUNDS
+
+    # A round asks for the time thrice: 20 of them fill 60 ms.
+    assert rounds(lambda done: True) == pytest.approx(20, abs=1)
+    assert rounds(lambda done: done > 50) == pytest.approx(50, abs=2)
+    assert rounds(lambda done: False) == pytest.approx(80, abs=1)
+
+
+def test_standard_error_is_what_medians_scatter_by():
+    samples = (1e6 * torch.randn(300, 75) + 1e7).long().tolist()
+    timings = [Timing.of(sample) for sample in samples]
+    told = statistics.median(t.standard_error(75) for t in timings)
+    assert told == pytest.approx(statistics.stdev(t.median for t in timings) / 10, rel=0.25)
+
+
+def test_implementations_of_a_layout_share_all_operands_never_in_the_same_round():
+    seen: dict[str, list[int]] = {}
+
+    def noting(name):
+        def bind(problem, direction, x):
+            return lambda: seen.setdefault(name, []).append(id(x.input))
+
+        return dataclasses.replace(OURS["aten"], name=name, bind=bind)
+
+    tiny = case()
+    own = {noting(n): [Operands.random(tiny.problem) for _ in range(2)] for n in "abc"}
+    calls = runner._in_turns(tiny, own)
+    for turns in zip(*calls.values(), strict=True):
+        for call in turns:
+            call()
+    everything = {id(x.input) for sets in own.values() for x in sets}
+    assert all(set(ids) == everything for ids in seen.values())
+    assert all(len(set(ids)) == 3 for ids in zip(*seen.values(), strict=True))
 
 
 def test_freed_memory_is_used_again():

@@ -51,12 +51,13 @@ class Implementation:
 
     ``layout`` is the memory format of the images and of the weight, as
     ``model.to(memory_format=...)`` leaves them. ``bind(problem, direction, operands)`` returns the
-    call to be timed.
+    call to be timed; where it ``compiles``, that takes long.
     """
 
     name: str
     layout: Layout
     bind: Callable[[ConvProblem, Direction, Operands], Call]
+    compiles: bool = False
 
     @property
     def label(self) -> str:
@@ -135,8 +136,8 @@ PEERS = _by_name(
     (
         Implementation("torch:channels_last", "channels_last", _bind_torch),
         Implementation("torch:contiguous", "contiguous", _bind_torch),
-        Implementation("torch:inductor", "channels_last", _bind_inductor),
-        Implementation("jax", "channels_last", jax_peer.bind),
+        Implementation("torch:inductor", "channels_last", _bind_inductor, compiles=True),
+        Implementation("jax", "channels_last", jax_peer.bind, compiles=True),
     )
 )
 DEFAULT_PEERS = ("torch:channels_last", "torch:contiguous")  # the others compile for minutes

@@ -8,6 +8,7 @@ own time does not count; see `_gpu_rounds`.
 from __future__ import annotations
 
 import ctypes
+import math
 import random
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ Turn = tuple[Name, Callable[[], object]]
 _WARM_UP_ROUNDS = 2
 _MIN_ROUNDS = 7
 _MAX_ROUNDS = 1000
+_MAX_WINDOWS = 4  # the aimed duration is passed so often at most
+_STANDARD_ERROR = 0.01  # of the median, relative, with which a time is known well enough
 _ROUNDS_QUEUED = 8  # on a GPU, between two looks at the clock
 _CACHES_FLUSHED = 2  # the bytes copied between two calls on a GPU, in sizes of its L2 cache
 _HEAD_START = 200_000  # clock cycles, about 0.1 ms: the host queues a call in less
@@ -43,6 +46,11 @@ class Timing:
         p20, median, p80 = values.quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()
         return cls(median, p20, p80)
 
+    def standard_error(self, repeats: int) -> float:
+        """Of the median, relative to it, from the spread and as of normally distributed times."""
+        deviation = (self.p80 - self.p20) / 1.683
+        return 1.253 * deviation / math.sqrt(repeats) / self.median
+
 
 def interleaved(
     calls: Calls[Name], seconds: float, device: str = "cpu", rest: float = 0.0
@@ -58,7 +66,7 @@ def interleaved(
         calls: by name, equivalent calls that take turns, one a round; several of them, each with
             its own operands, keep a round from finding the operands of the last one in cache.
             An entry's result is freed outside its time.
-        seconds: aimed duration of all rounds together.
+        seconds: aimed duration of all rounds together, on a quiet machine.
         device: "cpu", or "cuda" for calls that queue their work on the current stream.
         rest: seconds of idleness before each call, where the calls use several pools of threads:
             those of OpenMP go on turning for 10 ms, and take the cores from another pool's.
@@ -66,13 +74,18 @@ def interleaved(
     step = _ROUNDS_QUEUED if device == "cuda" else 1
     times: dict[Name, list[int]] = {name: [] for name in calls}
     run_rounds(calls, range(_WARM_UP_ROUNDS), device, rest)
-    deadline = perf_counter_ns() + int(seconds * 1e9)
+    begin = perf_counter_ns()
     for start in range(0, _MAX_ROUNDS, step):
-        if start >= _MIN_ROUNDS and perf_counter_ns() > deadline:
+        windows = (perf_counter_ns() - begin) / (seconds * 1e9) if seconds else math.inf
+        if start >= _MIN_ROUNDS and windows > 1 and (windows > _MAX_WINDOWS or _known(times)):
             break
         for name, elapsed in run_rounds(calls, range(start, start + step), device, rest):
             times[name].append(elapsed)
     return {name: Timing.of(values) for name, values in times.items()}
+
+
+def _known(times: Mapping[Name, Sequence[int]]) -> bool:
+    return all(Timing.of(v).standard_error(len(v)) < _STANDARD_ERROR for v in times.values())
 
 
 def run_rounds(
