@@ -37,8 +37,8 @@ struct LaneStrategy {
   // Inlined for wide groups, whose sums must stay in registers; narrow ones leave it to the
   // compiler, which then has more registers for addresses.
   template <int COLS, int VECS>
-  [[gnu::always_inline]] static void run(const TapConv&, const TapPlan&, const float* unit,
-                                         int64_t column, const TapRuns& taps, const float* weight,
+  [[gnu::always_inline]] static void run(const TapConv&, const float* unit, int64_t column,
+                                         const TapRuns& taps, const float* weight,
                                          Vec (&acc)[COLS * VECS]) {
     static_assert(VECS == 1);
     if constexpr (WIDTH < 4) {
@@ -118,11 +118,30 @@ struct BroadcastStrategy {
   }
 
   template <int COLS, int VECS>
-  static void run(const TapConv& conv, const TapPlan& plan, const float* unit, int64_t column,
-                  const TapRuns& taps, const float* weight, Vec (&acc)[COLS * VECS]) {
-    const int64_t words = tap_words(conv);
-    broadcast_kernel<Math, COLS, VECS>(unit, column, taps, words, plan.col_words, weight,
-                                       conv.taps() * words * kLanes, acc);
+  static void run(const TapConv& conv, const float* unit, int64_t column, const TapRuns& taps,
+                  const float* weight, Vec (&acc)[COLS * VECS]) {
+    const int64_t words = tap_words(conv), weight_step = conv.taps() * words * kLanes;
+    if constexpr (Math::kPerWord == 1 && kLanes == 16) {
+      if (words == 16)
+        return run_known<16, COLS, VECS>(unit, column, taps, weight, weight_step, acc);
+      if (words == 32)
+        return run_known<32, COLS, VECS>(unit, column, taps, weight, weight_step, acc);
+    }
+    broadcast_kernel<Math, COLS, VECS>(unit, column, taps, words, weight, weight_step, acc);
+  }
+
+  // Steps that are known when it is compiled need no registers for addresses. Not inlined: next to
+  // another kernel the compiler would not keep the sums of both in registers.
+  template <int WORDS, int COLS, int VECS>
+  [[gnu::noinline]] static void run_known(const float* unit, int64_t column, const TapRuns& taps,
+                                          const float* weight, int64_t weight_step,
+                                          Vec (&acc)[COLS * VECS]) {
+    Vec sums[COLS * VECS];
+#pragma GCC unroll 32
+    for (Vec& sum : sums) sum = zero();
+    broadcast_kernel<Math, COLS, VECS>(unit, column, taps, WORDS, weight, weight_step, sums);
+#pragma GCC unroll 32
+    for (int i = 0; i < COLS * VECS; ++i) acc[i] = sums[i];
   }
 };
 

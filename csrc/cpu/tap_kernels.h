@@ -112,12 +112,12 @@ template <class Math, int WIDTH, int COLS>
 // One channel vector, RUN taps: every source word is broadcast once for all of them.
 template <class Math, int COLS, int RUN>
 [[gnu::always_inline]] inline void broadcast_run(const float* base, const TapRun& run,
-                                                 int64_t words, int64_t col_words,
-                                                 const float* weight, Vec (&acc)[COLS]) {
+                                                 int64_t words, const float* weight,
+                                                 Vec (&acc)[COLS]) {
   constexpr int kColumns = COLS + RUN - 1;
   constexpr int kFours = (kColumns + 3) / 4;
   // Columns by fours: base + {0, 1, 2, 3} * step needs few address registers.
-  const int64_t step = col_words * static_cast<int64_t>(sizeof(float)), step3 = 3 * step;
+  const int64_t step = words * static_cast<int64_t>(sizeof(float)), step3 = 3 * step;
   const char* x[kFours];
   for (int f = 0; f < kFours; ++f)
     x[f] = reinterpret_cast<const char*>(base + run.source) + 4 * f * step;
@@ -139,11 +139,10 @@ template <class Math, int COLS, int RUN>
 
 // VECS channel vectors `weight_step` words apart, tap after tap.
 template <class Math, int COLS, int VECS>
-[[gnu::always_inline]] inline void broadcast_tap(const float* source, int64_t words,
-                                                 int64_t col_words, const float* w,
+[[gnu::always_inline]] inline void broadcast_tap(const float* source, int64_t words, const float* w,
                                                  int64_t weight_step, Vec (&acc)[COLS * VECS]) {
   constexpr int kFours = (COLS + 3) / 4;
-  const int64_t step = col_words * static_cast<int64_t>(sizeof(float)), step3 = 3 * step;
+  const int64_t step = words * static_cast<int64_t>(sizeof(float)), step3 = 3 * step;
   const char* x[kFours];
   for (int f = 0; f < kFours; ++f) x[f] = reinterpret_cast<const char*>(source) + 4 * f * step;
   for (int64_t c = 0; c < words; ++c, w += kLanes) {
@@ -161,22 +160,22 @@ template <class Math, int COLS, int VECS>
 template <class Math, int COLS, int VECS>
 [[gnu::always_inline]] inline void broadcast_kernel(const float* unit, int64_t column,
                                                     const TapRuns& taps, int64_t words,
-                                                    int64_t col_words, const float* weight,
-                                                    int64_t weight_step, Vec (&acc)[COLS * VECS]) {
-  const float* base = unit + column * col_words;
+                                                    const float* weight, int64_t weight_step,
+                                                    Vec (&acc)[COLS * VECS]) {
+  const float* base = unit + column * words;
   for (int64_t i = 0; i < taps.count; ++i) {
     const TapRun& run = taps.runs[i];
     if constexpr (VECS == 1) {
       if (run.count == 3) {
-        broadcast_run<Math, COLS, 3>(base, run, words, col_words, weight, acc);
+        broadcast_run<Math, COLS, 3>(base, run, words, weight, acc);
       } else if (run.count == 2) {
-        broadcast_run<Math, COLS, 2>(base, run, words, col_words, weight, acc);
+        broadcast_run<Math, COLS, 2>(base, run, words, weight, acc);
       } else {
-        broadcast_run<Math, COLS, 1>(base, run, words, col_words, weight, acc);
+        broadcast_run<Math, COLS, 1>(base, run, words, weight, acc);
       }
     } else {
       for (int64_t r = 0; r < run.count; ++r)
-        broadcast_tap<Math, COLS, VECS>(base + run.source + r * col_words, words, col_words,
+        broadcast_tap<Math, COLS, VECS>(base + run.source + r * words, words,
                                         weight + run.tap[r] * words * kLanes, weight_step, acc);
     }
   }

@@ -251,8 +251,7 @@ class TapRunner {
 #pragma GCC unroll 32
     for (int i = 0; i < COLS * VECS; ++i) acc[i] = zero();
     const TapRuns taps = taps_;
-    S::template run<COLS, VECS>(c_, p_, tile_ + u * p_.tile_cols * p_.col_words, j, taps, weight,
-                                acc);
+    S::template run<COLS, VECS>(c_, tile_ + u * p_.tile_cols * p_.col_words, j, taps, weight, acc);
     const int64_t dst_unit = S::unit_dst(c_), channel = unit * dst_unit + v * kLanes;
     const int64_t col = phase + (column_ + j) * phases_;
     const int64_t at = ((n_ * c_.dst_rows + y) * c_.dst_cols + col) * c_.dst_channels() + channel;
