@@ -189,6 +189,25 @@ def test_threads(backend, device, direction, threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+def test_threads_with_pixels_of_their_own(direction, dtype):
+    """Enough pixels to be dealt out, and more weights than are worked on together."""
+    before = torch.get_num_threads()
+    for batch, size, stride in ((1, (28, 27), 1), (3, (33, 30), 2), (4, (11, 13), 2)):
+        case = problem(256, 256, groups=8, batch=batch, size=size, stride=(stride, stride))
+        operands = [randn(s, dtype, "channels_last") for s in operand_shapes(case, direction)]
+        try:
+            outs = []
+            for threads in (1, 2, 3, 4):
+                torch.set_num_threads(threads)
+                outs.append(run(case, direction, "cpu", *operands))
+        finally:
+            torch.set_num_threads(before)
+        assert numerics.error(case, direction, outs[0], *operands) < TOLERANCES[dtype]
+        assert all(torch.equal(outs[0], out) for out in outs)
+
+
 @st.composite
 def problems(draw) -> ConvProblem:
     def pair(least, most):

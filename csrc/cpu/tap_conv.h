@@ -94,7 +94,8 @@ struct TapPlan {
   int64_t units = 0;        // lane kernels: blocks of channels; broadcast kernels: groups
   int64_t chunk_units = 0;  // units whose rows and weights are worked on together
   int64_t chunks = 0, row_bands = 0, band_rows = 0;
-  int64_t columns = 0;                // destination columns (of one phase) worked on together
+  int64_t shares = 0;   // of images and bands, by threads: all chunks of one before the next one
+  int64_t columns = 0;  // destination columns (of one phase) worked on together
   int64_t col_lo = 0, tile_cols = 0;  // source columns of a tile, from col_lo
   int64_t col_words = 0;              // 32-bit words of one column of one unit in the tile
   int64_t unit_weights = 0;           // 32-bit words of one unit's packed weights
