@@ -28,6 +28,7 @@ from resnext_kernels.bench.suites import SUITES, Case, cases_of  # noqa: E402
 from resnext_kernels.problem import DIRECTIONS  # noqa: E402
 
 SECTOR_BYTES = 32
+MMA_K16_FLOPS, MMA_K8_FLOPS = 2 * 16 * 8 * 16, 2 * 16 * 8 * 8  # TF32's is of the latter
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """Times in microseconds; traffic as multiples of the least that the problem needs."""
+    """Times in microseconds; traffic as multiples of the least that the problem needs.
+
+    ``useful``: the share of the matrix instructions' products that the result is made of.
+    """
 
     card: str
     layer: str
@@ -65,6 +69,7 @@ class Prediction:
     batch: int
     read: float
     written: float
+    useful: float
     limits_us: dict[str, float]
     floor_us: float
 
@@ -106,6 +111,8 @@ def predict(name: str, case: Case) -> Prediction:
     wavefronts = sum(count[key] for key in count if key.endswith("_wavefronts"))
     per_clock = card.gpu.multiprocessors * card.clock
     mma = (count["mma_k16"] + count["mma_tf32"]) / card.mma_k16 + count["mma_k8"] / card.mma_k8
+    flops = count["mma_k16"] * MMA_K16_FLOPS
+    flops += (count["mma_k8"] + count["mma_tf32"]) * MMA_K8_FLOPS
     seconds = {
         # What exceeds the least traffic is served by the L2 cache.
         "memory": problem.bytes_moved() / card.copy,
@@ -116,7 +123,8 @@ def predict(name: str, case: Case) -> Prediction:
     }
     return Prediction(
         name, str(case.layer), case.direction, case.batch, read / least_read,
-        written / least_written, {key: value * 1e6 for key, value in seconds.items()},
+        written / least_written, problem.flops / flops,
+        {key: value * 1e6 for key, value in seconds.items()},
         problem.bytes_moved() / card.copy * 1e6,
     )  # fmt: skip
 
@@ -141,6 +149,7 @@ def main() -> None:
             predictions.append(p)
             print(
                 f"{card} {p.layer:22} {p.direction} read {p.read:5.2f} written {p.written:6.2f}  "
+                f"useful {100 * p.useful:3.0f}% of mma  "
                 f"floor {p.floor_us:6.1f} us, predicted {p.predicted_us:6.1f} us by {p.limit}, "
                 f"{100 * p.share:.0f}% of copy",
                 flush=True,

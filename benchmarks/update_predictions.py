@@ -13,8 +13,8 @@ DOCS = CHECKOUT / "docs" / "cuda-kernels.md"
 PREDICTIONS = CHECKOUT / "benchmarks" / "predictions"
 BEGIN, END = "<!-- predictions: python benchmarks/update_predictions.py -->", "<!-- end -->"
 HEAD = (
-    "| layer | direction | read | written | limit | floor, us | predicted, us | share of copy |\n"
-    "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: |"
+    "| layer | direction | read | written | useful mma | limit | floor, us | predicted, us "
+    "| share of copy |\n| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |"
 )
 
 
@@ -45,8 +45,9 @@ def render(folder: Path) -> str:
 
 def _rows(predictions: list[dict[str, Any]]) -> str:
     return "\n".join(
-        f"| {p['layer']} | {p['direction']} | {p['read']:.2f} | {p['written']:.2f} | {p['limit']} "
-        f"| {p['floor_us']:.1f} | {p['predicted_us']:.1f} | {100 * p['share']:.0f}% |"
+        f"| {p['layer']} | {p['direction']} | {p['read']:.2f} | {p['written']:.2f} "
+        f"| {100 * p['useful']:.0f}% | {p['limit']} | {p['floor_us']:.1f} "
+        f"| {p['predicted_us']:.1f} | {100 * p['share']:.0f}% |"
         for p in predictions
     )
 

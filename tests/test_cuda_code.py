@@ -13,9 +13,10 @@ import pytest
 
 ARCHS = ("sm_80", "sm_90a", "sm_100")
 REGISTERS = 65536  # of a multiprocessor, on all of these; given to a warp in units of 256
+RESERVED = 1024  # bytes of shared memory that each block takes beside its own, from sm_90 on
 ENDINGS = {"Bf16": "BF16", "Fp16": "F32", "Tf32": "TF32"}  # of matrix instructions
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
-_USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)")
+_USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 _PLAN = re.compile(r"\.entry (\w+)\([^)]*\)\s+\.maxntid (\d+)\s+\.minnctapersm (\d+)")
 
 
@@ -26,10 +27,19 @@ class Kernel:
     name: str
     registers: int  # a thread
     stack: int  # bytes a thread, local memory included
+    shared: int  # bytes a block, beside what the launch asks for
     instructions: Counter[str]
 
     def count(self, *prefixes: str) -> int:
         return sum(n for name, n in self.instructions.items() if name.startswith(prefixes))
+
+    def accesses(self, instruction: str) -> list[tuple[int, int]]:
+        """Bytes a lane of the accesses to global memory of a kind, and how many there are."""
+        return [
+            (int(bits.group()) // 8 if (bits := re.search(r"(64|128)", name)) else 4, count)
+            for name, count in self.instructions.items()
+            if name.split(".")[0] == instruction
+        ]
 
     @property
     def convolves(self) -> bool:
@@ -70,7 +80,7 @@ def kernels(library: Path, request: pytest.FixtureRequest) -> list[Kernel]:
             (part.partition("\n") for part in parts)}  # fmt: skip
     assert {name for name, *_ in usage} == set(code)
     assert all(instructions["EXIT"] for instructions in code.values())
-    return [Kernel(n, int(r), int(s) + int(x), code[n]) for n, r, s, x in usage]
+    return [Kernel(n, int(r), int(s) + int(x), int(m), code[n]) for n, r, s, m, x in usage]
 
 
 def test_every_architecture_has_every_kernel(library: Path, kernels: list[Kernel]) -> None:
@@ -78,6 +88,19 @@ def test_every_architecture_has_every_kernel(library: Path, kernels: list[Kernel
     assert names == set(plans(library))
     for part in ("Bf16", "Fp16", "Tf32", "wgrad"):
         assert any(part in name for name in names)
+
+
+def test_of_cuda_it_calls_nothing_that_waits_or_takes_memory(library: Path) -> None:
+    command = ["nm", "--dynamic", "--undefined-only", library]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert {*re.findall(r"\bU (cuda\w+)", symbols)} == {
+        "cudaDeviceGetAttribute", "cudaFuncSetAttribute", "cudaGetErrorString", "cudaGetLastError",
+        "cudaLaunchKernelExC",
+    }  # fmt: skip
+
+
+def test_newer_gpus_get_ptx(library: Path) -> None:
+    assert {*re.findall(r"^\.target (\w+)", cuobjdump("-ptx", library), re.M)} == {"sm_100"}
 
 
 def plans(library: Path) -> dict[str, tuple[int, int]]:
@@ -107,18 +130,29 @@ def test_all_but_exact_float32_runs_on_tensor_cores(kernels: list[Kernel]) -> No
 def test_images_move_sixteen_bytes_at_a_time(kernels: list[Kernel]) -> None:
     assert any(kernel.writes_images for kernel in kernels)
     for kernel in kernels:
-        if kernel.convolves:
-            assert kernel.count("LDGSTS") > 0, kernel.name
-            narrow = {n for n in kernel.instructions if n.startswith("LDGSTS") and "128" not in n}
-            assert narrow == set(), kernel.name
+        if not kernel.convolves:
+            assert {w for w, _ in kernel.accesses("LDG")} == {16}, kernel.name
+            continue
+        copies = kernel.accesses("LDGSTS")
+        assert copies and {width for width, _ in copies} == {16}, kernel.name
         if kernel.writes_images:
-            stores = {name for name in kernel.instructions if name.startswith("STG")}
-            assert stores and all(name.endswith(".128") for name in stores), (kernel.name, stores)
+            stores = kernel.accesses("STG")
+            assert stores and {width for width, _ in stores} == {16}, kernel.name
+            loads = kernel.accesses("LDG")
+            assert 16 in {width for width, _ in loads}  # residuals
+            # Narrower ones are done once a block: the bias, and the weights in float32.
+            assert sum(count for width, count in loads if width < 16) <= 8
+        else:
+            assert kernel.accesses("LDG") == []
+            # Nothing but the partial sums, once a block: those that a thread has.
+            assert 0 < sum(count for _, count in kernel.accesses("STG")) <= 144
 
 
 def test_registers_allow_the_planned_occupancy(library: Path, kernels: list[Kernel]) -> None:
+    """So does shared memory: test_cuda_traffic.py holds what launches ask for, the rest is 0."""
     planned = plans(library)
     for kernel in kernels:
         threads, blocks = planned[kernel.name]
         of_warp = -(-kernel.registers * 32 // 256) * 256
         assert of_warp * (threads // 32) * blocks <= REGISTERS, (kernel.name, kernel.registers)
+        assert kernel.shared <= RESERVED, (kernel.name, kernel.shared)

@@ -6,117 +6,38 @@ import dataclasses
 import functools
 import mmap
 import random
-from collections.abc import Iterator
 
 import cuda_sim
 import pytest
 import torch
+from cuda_cases import (
+    ALL,
+    DTYPES,
+    GPUS,
+    KIB,
+    OPTIONS,
+    SERVED,
+    check,
+    images,
+    is_for_tf32,
+    is_served,
+    operands,
+    weights,
+)
 from cuda_sim import Gpu, Options, SimulatorError
-from problems import PROBLEMS, TOLERANCES, WIDTHS, operand_shapes, problem, relative_error, truth
+from problems import problem, relative_error, truth
 from torch import Tensor
 
 from resnext_kernels import reference
 from resnext_kernels.problem import DIRECTIONS, ConvProblem, Direction
 
-KIB = 1024
 MAP_NORESERVE = 0x4000  # of Linux; Python has no name for it
-GPUS = (Gpu(2, 100 * KIB, 100 * KIB), Gpu(132, 227 * KIB, 228 * KIB), Gpu(7, 99 * KIB, 100 * KIB))
-OPTIONS = (
-    Options(),
-    Options(order="reverse", early_copies=True),
-    Options(order="random", seed=1),
-)
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# Half the distance of two numbers next to each other is at most this part of them.
-TF32_TOLERANCE = 1e-3
-ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
-SIZES = ((1, 1), (1, 40), (40, 1), (2, 2), (7, 7), (16, 17), (3, 300))
-
-
-def is_served(p: ConvProblem, dtype: torch.dtype) -> bool:
-    """Whether the kernels are there for a problem."""
-    widths = (p.in_width, p.out_width)
-    most = 64 if dtype == torch.float32 else 192
-    return (
-        p.batch > 0
-        and p.kernel == (3, 3)
-        and p.stride in ((1, 1), (2, 2))
-        and p.dilation == (1, 1)
-        and p.in_channels % 8 == p.out_channels % 8 == 0
-        and max(widths) <= most
-        and (widths in ((1, 1), (2, 2), (4, 4)) or not any(width % 8 for width in widths))
-    )
-
-
-def _problems() -> Iterator[ConvProblem]:
-    yield from PROBLEMS
-    for width in WIDTHS:
-        # More than one block's channels, and a rest of them.
-        groups = 144 // width // 8 * 8 if width <= 8 else 80 // width + 2
-        for stride in (1, 2):
-            yield problem(width, groups=groups, size=(9, 20), stride=(stride,) * 2)
-            yield problem(width, groups=8 // min(width, 8) * 2, size=(5, 6),
-                          stride=(stride,) * 2, padding=(0, 0))  # fmt: skip
-    for widths in ((8, 24), (40, 16), (16, 64), (72, 48)):
-        yield problem(*widths, groups=3, size=(8, 11))
-        yield problem(*widths, groups=3, size=(8, 11), stride=(2, 2))
-    for width in (4, 8, 16, 32, 48):
-        for stride in (1, 2):
-            for size in SIZES:
-                yield problem(width, groups=96 // width, size=size, stride=(stride,) * 2)
-            for padding in ((0, 1), (2, 0), (2, 2), (4, 3)):
-                yield problem(width, size=(6, 9), stride=(stride,) * 2, padding=padding)
-    yield problem(4, groups=32, batch=7, size=(8, 8))
-    # As many small images in a chunk as it takes.
-    for side, batch in ((1, 40), (2, 50), (3, 60), (5, 23)):
-        yield problem(8, groups=9, batch=batch, size=(side, side))
-        yield problem(40, groups=2, batch=batch, size=(2 * side, 2 * side), stride=(2, 2))
-
-
-ALL = list(dict.fromkeys(_problems()))
-SERVED = [p for p in ALL if any(is_served(p, dtype) for dtype in DTYPES)]
 each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled() -> None:
     cuda_sim.kernels()
-
-
-def images(shape: tuple[int, ...], dtype: torch.dtype, sliced: bool = False) -> Tensor:
-    """Random channels_last images, or a slice of larger ones, at a multiple of 16 bytes."""
-    n, c, h, w = shape
-    if not sliced:
-        return torch.randn(n, h, w, c, dtype=dtype).permute(0, 3, 1, 2)
-    whole = torch.randn(n + 1, h + 2, w + 3, c + 24, dtype=dtype)
-    return whole[1:, 1:-1, 2:-1, 8:-16].permute(0, 3, 1, 2)
-
-
-def weights(p: ConvProblem, dtype: torch.dtype) -> Tensor:
-    return torch.randn(p.weight_shape, dtype=dtype)
-
-
-def check(out: Tensor, truth: Tensor, tf32_sums: Tensor | None = None) -> None:
-    """``out`` is right as a whole and in each of its numbers.
-
-    In TF32 pixels lose less than 2^-10 of themselves, and weights up to 2^-11; ``tf32_sums``:
-    ``truth`` of the absolute values of the operands.
-    """
-    difference = (out.double() - truth).abs()
-    bound = ROUNDING[out.dtype] * truth.abs() + 1e-5 * truth.abs().max()
-    if tf32_sums is None:
-        assert relative_error(out, truth) < TOLERANCES[out.dtype]
-    else:
-        assert relative_error(out, truth) < TF32_TOLERANCE
-        bound += (2.0**-10 + 2.0**-11) * tf32_sums
-    assert (difference <= bound).all()
-
-
-def operands(p: ConvProblem, direction: Direction, dtype: torch.dtype, sliced: bool) -> list:
-    first, second = operand_shapes(p, direction)
-    if direction == "wgrad":
-        return [images(first, dtype, sliced), images(second, dtype, sliced)]
-    return [images(first, dtype, sliced), weights(p, dtype)]
 
 
 @pytest.mark.parametrize("p", SERVED, ids=str)
@@ -131,11 +52,6 @@ def test_directions(p: ConvProblem, direction: Direction) -> None:
         check(result.out, truth(p, direction, a, b))
 
 
-def is_for_tf32(p: ConvProblem) -> bool:
-    """Whether exact float32 would be slower than the memory."""
-    return is_served(p, torch.float32) and max(p.in_width, p.out_width) > 8
-
-
 @pytest.mark.parametrize("p", [p for p in SERVED if is_for_tf32(p)], ids=str)
 @pytest.mark.parametrize("direction", ["fprop", "dgrad"])
 def test_tf32(p: ConvProblem, direction: Direction) -> None:
@@ -147,6 +63,26 @@ def test_tf32(p: ConvProblem, direction: Direction) -> None:
     (launch,) = result.launches
     assert launch["mma_tf32"] > 0
     check(result.out, truth(p, direction, a, b), truth(p, direction, a.abs(), b.abs()))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32"), [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True)]
+)
+@pytest.mark.parametrize("tiles", [2, 4, 6, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+def test_every_kernel_of_wide_groups(direction, stride, tiles, dtype, tf32) -> None:
+    """With 8 ``tiles`` destination channels a block, which tell by the instructions."""
+    widths = (24, 8 * tiles) if direction == "fprop" else (8 * tiles, 24)
+    p = problem(*widths, size=(15, 18), stride=(stride, stride))
+    a, b = operands(p, direction, dtype, sliced=True)
+    result = getattr(cuda_sim, direction)(p, a, b, tf32=tf32, gpu=Gpu(2))
+    (launch,) = result.launches
+    of_weights = 0 if tf32 and direction == "dgrad" else tiles // 2  # for those of two of pixels
+    mma = launch["mma_k16"] + launch["mma_k8"] + launch["mma_tf32"]
+    assert mma * (2 + of_weights) == launch["ldmatrix"] * 2 * tiles
+    sums = truth(p, direction, a.abs(), b.abs()) if tf32 else None
+    check(result.out, truth(p, direction, a, b), sums)
 
 
 @pytest.mark.parametrize("width", [16, 24, 32])
@@ -170,6 +106,23 @@ def test_groups_that_are_exact_at_the_speed_of_memory(direction: Direction, widt
     a, b = operands(p, direction, torch.float32, sliced=False)
     run = getattr(cuda_sim, direction)
     assert torch.equal(run(p, a, b, tf32=True).out, run(p, a, b).out)
+
+
+@pytest.mark.parametrize(
+    ("most", "dtype", "arguments"),
+    [(192, torch.bfloat16, {}), (64, torch.float32, {}), (64, torch.float32, {"tf32": True})],
+    ids=str,
+)
+@pytest.mark.parametrize("stride", [1, 2])
+@each_direction
+def test_the_widest_groups_fit_every_gpu(direction, stride, most, dtype, arguments) -> None:
+    arguments = {} if direction == "wgrad" else arguments
+    for widths in ((most, most), (8, most), (most, 8)):
+        p = problem(*widths, groups=1, batch=1, size=(2, 19), stride=(stride, stride))
+        a, b = operands(p, direction, dtype, sliced=False)
+        out = getattr(cuda_sim, direction)(p, a, b, gpu=GPUS[2], **arguments).out
+        sums = truth(p, direction, a.abs(), b.abs()) if arguments else None
+        check(out, truth(p, direction, a, b), sums)
 
 
 def random_problem(numbers: random.Random) -> ConvProblem:
@@ -225,6 +178,20 @@ def test_epilogue(width, stride, bias, residual, relu, dtype, tf32) -> None:
     expected = expected.relu() if relu else expected
     in_tf32 = tf32 and is_for_tf32(p)
     check(result.out, expected, truth(p, "fprop", a.abs(), w.abs()) if in_tf32 else None)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32"), [*((dtype, False) for dtype in DTYPES), (torch.float32, True)], ids=str
+)
+@pytest.mark.parametrize("width", [8, 24])
+def test_relu_keeps_nan(width: int, dtype: torch.dtype, tf32: bool) -> None:
+    p = problem(width, size=(5, 6))
+    a, w = images(p.input_shape, dtype), weights(p, dtype)
+    r = images(p.output_shape, dtype)
+    absent = torch.rand(p.output_shape) < 0.1
+    r[absent] = float("nan")
+    out = cuda_sim.fprop(p, a, w, None, r, True, tf32=tf32).out
+    assert torch.equal(out.isnan(), absent) and (out[~absent] >= 0).all()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class Outcome:
 
 
 def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
-    """All stages: what the later ones build on first, then the times, then what may be cut.
+    """All stages: what the later ones build on, the times, the sanitizer, then what may be cut.
 
     Triton compiles each kernel it meets, so of its parity only the core problems are run; Inductor
     a dozen for each layer, to choose among, so it is last. Tests run in several processes where
@@ -94,6 +94,8 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
             "resnext101_32x8d", times("resnext101_32x8d", ours, "resnext101_32x8d", "64", "256"),
             90,
         ),
+        Stage("memcheck", [*check, "memcheck", *small], 60, apart),
+        Stage("racecheck", [*check, "racecheck", *small], 60, apart),
         Stage(
             "triton",
             [*pytest, *several, "-k", "triton and (core or test_triton_gpu)",
@@ -101,8 +103,6 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
             75, alike,
         ),
         Stage("triton_resnext50", times("triton", ["triton", "aten"], "resnext50", "64"), 75),
-        Stage("memcheck", [*check, "memcheck", *small], 60, apart),
-        Stage("racecheck", [*check, "racecheck", *small], 60, apart),
         Stage("regnet", times("regnet", ours, "regnet", "64"), 75),
         Stage(
             "inductor",

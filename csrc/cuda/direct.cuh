@@ -62,7 +62,7 @@ direct_kernel(const DirectConv conv) {
   const Ring<Taps> ring{shared_base(), tiles.pixel_bytes};
   const uint32_t table = ring.base + tiles.ring_bytes;
   const uint32_t weights = table + kMostAnchors * 4;
-  const RowVectors list(tiles.columns, vectors);
+  const RowVectors list(tiles.columns, vectors, Taps::step);
   Walk<Taps> ahead(conv, blockIdx.x / conv.channel_blocks), now = ahead;
 #pragma unroll
   for (int k = 0; k < kDirectLookahead; ++k) {
@@ -141,7 +141,7 @@ direct_kernel(const DirectConv conv) {
         for (int k = 0; k < kDirectAnchors; ++k) {
           const int at = first + k * kDirectRows + lane / kDirectQuads;
           const bool exists = at < tiles.anchors && used;
-          const Anchor anchor(ld_shared_4(table + 4 * (exists ? at : 0)));
+          const Anchor anchor(ld_shared_4(table + 4 * min(at, tiles.anchors - 1)));
           epilogue.store_quad(sums[k], bias, anchor, exists, channel, Taps::phases,
                               phase / Taps::phases, phase % Taps::phases);
         }

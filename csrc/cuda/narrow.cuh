@@ -138,7 +138,7 @@ narrow_kernel(const TapConv conv) {
 
   const Ring<Taps> ring{shared_base() + Shape::weight_bytes, Shape::pixel_bytes};
   const uint32_t table = ring.base + tiles.ring_bytes;
-  const RowVectors list(tiles.columns, Shape::vectors);
+  const RowVectors list(tiles.columns, Shape::vectors, Taps::step);
   const int present = (conv.source_channels - channel_block) * Format::bytes / kVectorBytes;
   const int offset = channel_block * Format::bytes;
   NarrowWeights<Format, Shape>::copy(conv, channel_block, shared_base());
@@ -210,7 +210,7 @@ narrow_kernel(const TapConv conv) {
       for (int k = 0; k < epilogue.kPixels; ++k) {
         const int pixel = first + epilogue.pixel(k);
         const bool exists = pixel < tiles.anchors;
-        const Anchor target(ld_shared_4(table + 4 * (exists ? pixel : 0)));
+        const Anchor target(ld_shared_4(table + 4 * min(pixel, tiles.anchors - 1)));
 #pragma unroll
         for (int h = 0; h < Taps::phases; ++h) {
 #pragma unroll

@@ -84,10 +84,17 @@ RNK_DEVICE uint32_t wrapped(uint32_t slot, int rows) { return min(slot, slot - r
 
 // Deals the vectors of rows of pixels out to the threads of a block, pixel by pixel; each thread
 // keeps to one vector of the pixels, and those left over do nothing.
+//
+// Banks: eight threads write at a time. Of pixels of four vectors they take two, which lie in
+// different banks where they are four apart in their plane, of which `step` take turns in a row.
 class RowVectors {
  public:
-  RNK_DEVICE RowVectors(int columns, int vectors) : columns_(columns) {
-    const int pixels = blockDim.x / vectors, pixel = threadIdx.x / vectors;
+  RNK_DEVICE RowVectors(int columns, int vectors, int step) : columns_(columns) {
+    const int pixels = blockDim.x / vectors, apart = 4 * step;
+    int pixel = threadIdx.x / vectors;
+    if (vectors == 4) {
+      pixel = pixel / (2 * apart) * 2 * apart + pixel % 2 * apart + pixel / 2 % apart;
+    }
     vector_ = threadIdx.x % vectors;
     column_ = pixel % columns, column_step_ = pixels % columns;
     row_ = pixel < pixels ? pixel / columns : kNever, row_step_ = pixels / columns;

@@ -31,10 +31,10 @@ struct WgradPlan {
 
 template <class Sums>
 WgradPlan plan_sums(const ConvProblem& p, const Gpu& gpu) {
-  constexpr int kSumsBytes = Sums::kCount * Sums::kAcross * 32 * 4;
   WgradPlan w;
   w.shares = wgrad_shares(p, Sums::kOutputs, Sums::kAcross, Sums::kVectorChannels);
   const WgradShares& s = w.shares;
+  const int sums_bytes = Sums::kCount * s.warps * 32 * 4;
   const TileShape shape{static_cast<int>(p.stride_h), kKernel,
                         static_cast<int>(p.out_h),    static_cast<int>(p.out_w),
                         pixel_bytes(s.vectors_in),    pixel_bytes(s.vectors_out)};
@@ -43,11 +43,11 @@ WgradPlan plan_sums(const ConvProblem& p, const Gpu& gpu) {
   budget.channel_blocks = ceil_div(s.groups, s.block_groups) * s.output_shares * s.input_shares;
   budget.most_blocks = Sums::kBlocks;
   budget.fixed_bytes = kMostAnchors * 4;
-  budget.least_ring = kSumsBytes;
-  budget.warps_along = kWgradThreads / 32 / Sums::kAcross;
+  budget.warps_along = kWgradWarps / s.warps;
+  budget.least_ring = budget.warps_along > 1 ? sums_bytes : 0;
   budget.tile_clocks = Sums::kClocks;
   budget.stored_bytes = s.vectors_out * kVectorBytes;  // read, but the same to the memory
-  budget.block_bytes = 2 * kSumsBytes;                 // written, and read again
+  budget.block_bytes = 2 * sums_bytes;                 // written, and read again
   w.plan = plan_of(shape, budget, gpu);
   w.splits = w.plan.blocks / budget.channel_blocks;
   return w;

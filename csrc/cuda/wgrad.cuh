@@ -50,8 +50,8 @@ wgrad_kernel(const WgradConv conv) {
   const Tiles& tiles = conv.tiles;
   const WgradShares& shares = conv.shares;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  constexpr int kAlong = kWgradThreads / 32 / Sums::kAcross;
-  const int across = warp % Sums::kAcross, along = warp / Sums::kAcross;
+  const int across = warp % shares.warps, along = warp / shares.warps;
+  const int sharers = kWgradWarps / shares.warps;  // of the pixels
   const int lanes = gridDim.x / conv.channel_blocks;
 
   const int channel_block = blockIdx.x % conv.channel_blocks;
@@ -60,20 +60,21 @@ wgrad_kernel(const WgradConv conv) {
   const int first_group =
       channel_block / shares.input_shares / shares.output_shares * shares.block_groups;
   const int first_in = first_group * shares.group_in + input_share * Sums::kAcross * kWgradInputs;
-  const int first_out = first_group * shares.group_out + output_share * Sums::kOutputs;
+  const int share_out = output_share * shares.output_warps * Sums::kOutputs;
+  const int first_out = first_group * shares.group_out + share_out;
   const int present_in = (conv.in_channels - first_in) / Sums::kVectorChannels;
   const int present_out = (conv.out_channels - first_out) / Sums::kVectorChannels;
   // This warp's channels, from the first of the block.
-  const int group = across / shares.group_warps;
+  const int group = across % Sums::kAcross / shares.group_warps;
   const int in = group * shares.group_in + across % shares.group_warps * kWgradInputs;
-  const int out = group * shares.group_out;
+  const int out = group * shares.group_out + across / Sums::kAcross * Sums::kOutputs;
 
   const int grad_bytes = tiles.anchor_bytes;
   const Ring<Taps> ring{shared_base(), tiles.pixel_bytes};
   const uint32_t grads = ring.base + tiles.ring_bytes;
   const uint32_t table = grads + (kLookahead + 1) * tiles.stage_bytes;
-  const RowVectors in_list(tiles.columns, shares.vectors_in);
-  const RowVectors out_list(tiles.strip_w, shares.vectors_out);
+  const RowVectors in_list(tiles.columns, shares.vectors_in, Taps::step);
+  const RowVectors out_list(tiles.strip_w, shares.vectors_out, 1);
   const auto load = [&](const Walk<Taps>& walk, int stage) {
     load_rows(conv, ring, in_list, walk, first_in * kElementBytes, present_in, true);
     const int top = walk.row + walk.chunk * tiles.chunk_h;
@@ -132,7 +133,7 @@ wgrad_kernel(const WgradConv conv) {
                                        shares.vectors_in - 1,
                                        table,
                                        now.slot};
-    for (int first = along * kRowTile; first < tiles.anchors; first += kAlong * kRowTile) {
+    for (int first = along * kRowTile; first < tiles.anchors; first += sharers * kRowTile) {
       sums.add(Format{}, operands, first);
     }
     stage = stage == kLookahead ? 0 : stage + 1;
@@ -141,9 +142,9 @@ wgrad_kernel(const WgradConv conv) {
 
   sums.finish();
   // The sums of the warps that shared the pixels, through shared memory, in their order.
-  constexpr int kStride = Sums::kAcross * 32 * 4;
-  const uint32_t exchange = ring.base + (across * 32 + lane) * 4;
-  for (int giver = kAlong - 1; giver; --giver) {
+  constexpr int kStride = 32 * 4;
+  const uint32_t exchange = ring.base + across * Sums::kCount * kStride + lane * 4;
+  for (int giver = sharers - 1; giver; --giver) {
     sync_threads();
     if (along == giver) {
 #pragma unroll
@@ -161,7 +162,7 @@ wgrad_kernel(const WgradConv conv) {
   }
   if (along) return;
   const int64_t split = blockIdx.x / conv.channel_blocks;
-  write_partial(conv, sums, first_group + group, output_share * Sums::kOutputs,
+  write_partial(conv, sums, first_group + group, share_out + out - group * shares.group_out,
                 input_share * Sums::kAcross * kWgradInputs + in - group * shares.group_in,
                 conv.partial + split * conv.out_channels * kTaps * conv.in_width);
 }

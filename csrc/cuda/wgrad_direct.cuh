@@ -27,8 +27,12 @@ struct DirectSums {
   template <class Format, class Taps>
   RNK_DEVICE void add(Format, const WgradOperands<Taps>& from, int first) {
     const int lane = threadIdx.x % 32;
+    int at = lane / squares;
+    // Eight lanes read at a time: where those are two anchors, they are four apart, whose four
+    // vectors lie in different banks.
+    if (squares == 4) at = at / 2 + at % 2 * 4;
 #pragma unroll 1
-    for (int at = lane / squares; at < kRowTile; at += 32 / squares) {
+    for (; at < kRowTile; at += 32 / squares) {
       float g[4], x[4];
       load_quad(g,
                 from.grads + (first + at) * from.tiles.anchor_bytes + from.output_offset(output));

@@ -171,7 +171,7 @@ wide_kernel(const TapConv conv) {
   const Ring<Taps> ring{shared_base(), tiles.pixel_bytes};
   const uint32_t table = ring.base + tiles.ring_bytes;
   const WideWeights<Format, kTiles, kTurned> weights(conv, table + kMostAnchors * 4);
-  const RowVectors list(tiles.columns, vectors);
+  const RowVectors list(tiles.columns, vectors, Taps::step);
   weights.copy(conv, group, first_to);
   cp_async_commit();
   Walk<Taps> ahead(conv, blockIdx.x / conv.channel_blocks), now = ahead;
@@ -229,7 +229,7 @@ wide_kernel(const TapConv conv) {
           for (int j = 0; j < epilogue.kPixels; ++j) {
             const int pixel = first + k * kRowTile + epilogue.pixel(j);
             const bool exists = pixel < tiles.anchors;
-            const Anchor target(ld_shared_4(table + 4 * (exists ? pixel : 0)));
+            const Anchor target(ld_shared_4(table + 4 * min(pixel, tiles.anchors - 1)));
 #pragma unroll
             for (int tile = 0; tile < kTiles; tile += 2) {
               const int to = first_to + tile * 8 + epilogue.channel();
