@@ -24,6 +24,7 @@ from resnext_kernels.backends.triton.kernels import configs, conv, device, wgrad
 from resnext_kernels.backends.triton.kernels.dgrad import plan as dgrad_plan
 from resnext_kernels.backends.triton.kernels.fprop import plan as fprop_plan
 from resnext_kernels.backends.triton.kernels.launch import Launch
+from resnext_kernels.backends.triton.kernels.tensors import filters, readable
 from resnext_kernels.backends.triton.kernels.wgrad import Plan as WgradPlan
 from resnext_kernels.problem import ConvProblem
 
@@ -33,21 +34,21 @@ INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\S+\s+)?([A-Z][\w.]
 
 
 def launches(problem: ConvProblem, direction: str, epilogue: bool, precision: str):
-    """The (launch, tensors) that a direction of a problem on channels_last tensors makes."""
+    """The (launch, tensors) that a direction of a problem makes, on tensors of its layout."""
 
     def like(shape):
         empty = torch.empty(shape, dtype=problem.dtype, device="meta")
-        return empty.contiguous(memory_format=torch.channels_last)
+        return readable(empty.contiguous(memory_format=problem.memory_format))
 
     input, weight, out = map(
         like, (problem.input_shape, problem.weight_shape, problem.output_shape)
     )
     if direction == "fprop":
         extra = (like((1, problem.out_channels, 1, 1))[0, :, 0, 0], like(problem.output_shape))
-        tensors = (input, weight, *(extra if epilogue else (None, None)), out)
+        tensors = (input, filters(weight), *(extra if epilogue else (None, None)), out)
         return [(fprop_plan(problem, epilogue, precision, *tensors), tensors)]
     if direction == "dgrad":
-        tensors = (out, weight, None, None, input)
+        tensors = (out, filters(weight), None, None, input)
         return [(dgrad_plan(problem, precision, *tensors), tensors)]
     plan = WgradPlan(problem, precision, out, input, weight)
     partial = torch.empty(plan.shape, device="meta") if plan.splits > 1 else weight
@@ -102,7 +103,7 @@ def report(problem, direction: str, capability: int, precision: str, epilogue=Fa
     def configuration(name, kernel, *rest):
         name = name if configs.load().get(name, {}).get(f"{kernel} {rest[0]} {rest[1]}") else None
         taken.append((name or "default", f"{kernel} {rest[0]} {rest[1]}"))
-        config = configs.configuration(f"sm_{capability}", kernel, *rest)
+        config = configs.configuration(name or "default", kernel, *rest)
         taken.append(config.resident)
         return config
 

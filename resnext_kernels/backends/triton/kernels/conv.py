@@ -11,7 +11,7 @@ from torch import Tensor
 from ....problem import ConvProblem, Pair
 from . import device
 from .cells import ConvCells, cells_of_program, conv_cells
-from .configs import Config, configuration, has_configuration
+from .configs import Config, configuration, has_configuration, table_name
 from .conv_rows import conv_rows
 from .conv_taps import conv_taps
 from .launch import Launch
@@ -44,7 +44,7 @@ def conv_launch(
     cells = conv_cells(problem.groups, src_width, dst_width, precision)
     arguments = _common(problem, operands, cells, (src_width, dst_width))
     arguments |= {"RELU": relu, "PRECISION": "tf32" if precision == "tf32" else "ieee"}
-    name = device.name(operands.src)
+    name = table_name(operands.src, operands.dst, operands.residual)
     marches = (
         math.prod(problem.kernel) <= _MOST_TAPS
         and src_width * cells.merged <= cells.depth

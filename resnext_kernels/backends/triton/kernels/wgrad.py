@@ -11,7 +11,7 @@ from torch import Tensor
 from ....problem import ConvProblem
 from . import device
 from .cells import WgradCells, cells_of_program, power_of_two, wgrad_cells
-from .configs import Config, configuration
+from .configs import Config, configuration, table_name
 from .launch import Launch, Plans
 from .tensors import empty, image_strides, need_64_bits, readable
 from .wgrad_rows import add_splits, wgrad_rows
@@ -42,7 +42,7 @@ class Plan:
         cells = wgrad_cells(problem.groups, problem.in_width, problem.out_width, precision)
         shared = problem.stride[0] == 1
         config = configuration(
-            device.name(input), "wgrad shared" if shared else "wgrad direct", precision,
+            table_name(grad_output, input), "wgrad shared" if shared else "wgrad direct", precision,
             cells.side, problem.batch,
         )  # fmt: skip
         arguments = _arguments(problem, grad_output, input, out, cells, config)
