@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import derivatives, dispatch, ops
+from .formats import in_format
 from .kept import Kept
 from .plain import is_plain, is_plain_thread
 from .problem import ConvProblem, normalise
@@ -65,7 +66,7 @@ def direct(
         # Of inference tensors alone nothing is recorded: the dispatcher knows.
         convolve = ops.grouped_conv2d if input.is_inference() else GroupedConv2dFunction.apply
         return convolve(input, weight, bias, *problem.convolution, backend)
-    return ops.in_format(fprop(problem, input, weight, bias, None, False), problem.memory_format)
+    return in_format(fprop(problem, input, weight, bias, None, False), problem.memory_format)
 
 
 class GroupedConv2dFunction(torch.autograd.Function):

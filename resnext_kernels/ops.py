@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, flops
+from .formats import format_of, in_format
 from .kept import Kept
 from .problem import Convolution, ConvProblem, Pair, ProblemError, validate
 
@@ -162,32 +162,6 @@ def gradients(
         to_weight = wgrad.wgrad(problem, grad_output, input, weight_format)
         to_weight = in_format(to_weight, weight_format)
     return to_input, to_weight, grad_output.sum((0, 2, 3)) if output_mask[2] else None
-
-
-def format_of(tensor: Tensor) -> torch.memory_format:
-    return torch._prims_common.suggest_memory_format(tensor)
-
-
-def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """``tensor`` with the strides of the fake kernel, even where a size of 1 leaves a choice."""
-    strides = _dense_strides(tensor.shape, memory_format)
-    if tensor.stride() == strides:
-        return tensor
-    dense = tensor.contiguous(memory_format=memory_format)
-    # Not as_strided: autograd knows its result for a view, and refuses a ReLU in place on it.
-    return dense.new_empty(0).set_(
-        dense.untyped_storage(), dense.storage_offset(), dense.shape, strides
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _dense_strides(
-    shape: tuple[int, ...], memory_format: torch.memory_format
-) -> tuple[int, int, int, int]:
-    _, c, h, w = (max(size, 1) for size in shape)
-    if memory_format == torch.channels_last:
-        return (h * w * c, 1, w * c, c)
-    return (c * h * w, h * w, w, 1)
 
 
 for _name, _function in (

@@ -58,6 +58,33 @@ def test_wgrad_of_a_dilation_in_wide_images(case):
     check(case, "wgrad", *operands(case, "wgrad"))
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("batch, kernel", [(2, (3, 1)), (2, (1, 3)), (1, (3, 3))])
+def test_strides_of_sizes_of_one(dtype, batch, kernel):
+    """They mean nothing, but torch's own convolutions look there for groups and images."""
+    padding = tuple(size // 2 for size in kernel)
+    case = problem(2, 4, groups=8, batch=batch, size=(9, 7), kernel=kernel, padding=padding)
+    input, weight, grad = (
+        with_odd_strides(randn(shape, dtype, "channels_last"))
+        for shape in (case.input_shape, case.weight_shape, case.output_shape)
+    )
+    out = ops.grouped_conv2d(input, weight, None, *case.convolution, "aten")
+    to_input, to_weight, _ = ops.grouped_conv2d_backward(
+        grad, input, weight, *case.convolution, [True, True, False], "aten"
+    )
+    for direction, result, first, second in (
+        ("fprop", out, input, weight),
+        ("dgrad", to_input, grad, weight),
+        ("wgrad", to_weight, grad, input),
+    ):
+        assert numerics.error(case, direction, result, first, second) < TOLERANCES[dtype], direction
+
+
+def with_odd_strides(tensor):
+    strides = [1 if n == 1 else step for n, step in zip(tensor.shape, tensor.stride(), strict=True)]
+    return tensor.as_strided(tensor.shape, strides)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fprop_of_padding_alone(dtype):
     """It crashes in strides that step over the whole width of the images, and not in bf16 only."""
