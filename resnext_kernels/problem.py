@@ -44,7 +44,7 @@ def as_int(name: str, value: int) -> int:
 
 def as_pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     """Return ``value`` as ``(height, width)``; raise `ProblemError` for any below ``least``."""
-    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(values) not in (1, 2):
         raise ProblemError(f"{name}={value!r}: expected an int or a pair of ints")
     height, width = as_int(name, values[0]), as_int(name, values[-1])

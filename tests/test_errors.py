@@ -50,6 +50,7 @@ BAD_NUMBERS = [
     bad("stride=True: expected an int", stride=True),
     bad("stride=None: expected an int", stride=None),
     bad("stride=(1, 1, 1): expected an int or a pair of ints", stride=(1, 1, 1)),
+    bad("stride=range(1, 3): expected an int", stride=range(1, 3)),
     bad("stride=(): expected an int or a pair of ints", stride=()),
     bad("stride=tensor([1, 1]): expected an int", stride=torch.tensor([1, 1])),
     bad("padding=-1: expected values >= 0", padding=-1),
