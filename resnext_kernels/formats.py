@@ -13,16 +13,31 @@ def format_of(tensor: Tensor) -> torch.memory_format:
     return torch._prims_common.suggest_memory_format(tensor)
 
 
-def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """``tensor`` with the strides of the fake kernel, even where a size of 1 leaves a choice."""
-    strides = dense_strides(tensor.shape, memory_format)
-    if tensor.stride() == strides:
-        return tensor
-    dense = tensor.contiguous(memory_format=memory_format)
-    # Not as_strided: autograd knows its result for a view, and refuses a ReLU in place on it.
-    return dense.new_empty(0).set_(
-        dense.untyped_storage(), dense.storage_offset(), dense.shape, strides
-    )
+def in_format(result: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """``result`` with the strides of the fake kernel, even where a size of 1 leaves a choice.
+
+    Of a tensor that nobody else holds yet: its strides may be changed in place. A view would not
+    do, for autograd refuses a ReLU in place on what it knows for one.
+    """
+    strides = dense_strides(result.shape, memory_format)
+    if result.stride() == strides:
+        return result
+    return result.contiguous(memory_format=memory_format).as_strided_(result.shape, strides)
+
+
+def unambiguous(operand: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """``operand`` with the strides of some memory format where a size of 1 allows others too.
+
+    Whichever those are, `Tensor.is_contiguous` says yes of the format; and convolutions of torch
+    2.13 then take the strides at their word, for where a group or an image begins.
+    """
+    if 1 not in operand.shape or any(
+        operand.stride() == dense_strides(operand.shape, format)
+        for format in (torch.channels_last, torch.contiguous_format)
+    ):
+        return operand
+    dense = operand.contiguous(memory_format=memory_format)
+    return dense.as_strided(dense.shape, dense_strides(dense.shape, memory_format))
 
 
 @functools.lru_cache(maxsize=4096)

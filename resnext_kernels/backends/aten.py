@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..formats import in_format
+from ..formats import unambiguous
 from ..problem import ConvProblem, Direction
 
 NAME = "aten"
@@ -31,7 +31,7 @@ def fprop(
     if problem.device == "cpu" and _misses_every_column(problem):
         out = _padding_alone(problem, bias)
     else:
-        weight = _unambiguous(problem, weight)
+        weight = unambiguous(weight, problem.memory_format)
         out = F.conv2d(
             input, weight, bias, problem.stride, problem.padding, problem.dilation, problem.groups
         )
@@ -50,7 +50,7 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
         device=grad_output.device,
         memory_format=problem.memory_format,
     )
-    weight = _unambiguous(problem, weight)
+    weight = unambiguous(weight, problem.memory_format)
     return _backward(problem, grad_output, like, weight, [True, False, False])[0]
 
 
@@ -63,7 +63,7 @@ def wgrad(
     """
     if problem.dtype == torch.bfloat16 and problem.device == "cpu" and _is_wrong_wgrad(problem):
         grad_output, input = grad_output.float(), input.float()
-    input = _unambiguous(problem, input)
+    input = unambiguous(input, problem.memory_format)
     weight = torch.empty(
         problem.weight_shape,
         dtype=input.dtype,
@@ -71,15 +71,6 @@ def wgrad(
         memory_format=problem.memory_format,
     )
     return _backward(problem, grad_output, input, weight, [False, True, False])[1].to(problem.dtype)
-
-
-def _unambiguous(problem: ConvProblem, tensor: Tensor) -> Tensor:
-    """``tensor`` with the strides of a memory format where a size of 1 would allow others too.
-
-    Whichever those are, `is_contiguous` says yes of the format; and the convolutions of torch 2.13
-    then take the strides at their word: for where a group begins, or for where the images do.
-    """
-    return in_format(tensor, problem.memory_format) if 1 in tensor.shape else tensor
 
 
 def _useful_taps(problem: ConvProblem) -> tuple[int, ...]:
