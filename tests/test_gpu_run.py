@@ -129,9 +129,10 @@ time.sleep(60)
 
 
 def test_a_stage_is_cut_at_its_limit_and_keeps_what_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_GRACE", 30.0)  # a busy machine may take seconds to end a stage
+    found = run.run_stages([stage("soft", INTERRUPTED, 5)], tmp_path, 60)
     monkeypatch.setattr(run, "_GRACE", 1.0)
-    todo = [stage("soft", INTERRUPTED, 2), stage("hard", STUBBORN, 2), stage("later", "pass")]
-    found = run.run_stages(todo, tmp_path, 60)
+    found += run.run_stages([stage("hard", STUBBORN, 5), stage("later", "pass")], tmp_path, 60)
     assert [o.status for o in found] == ["cut", "cut", "passed"]
     assert (tmp_path / "soft.log").read_text() == "begun\nkept\n"
     assert_ended(int((tmp_path / "hard.log").read_text()))
