@@ -128,9 +128,15 @@ time.sleep(60)
 """
 
 
-def test_a_stage_is_cut_at_its_limit_and_keeps_what_it_has(tmp_path, monkeypatch):
+@pytest.mark.parametrize("inherited", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_stage_is_cut_at_its_limit_and_keeps_what_it_has(tmp_path, monkeypatch, inherited):
+    """Also where the script runs in the background, where shells have it ignore interrupts."""
     monkeypatch.setattr(run, "_GRACE", 30.0)  # a busy machine may take seconds to end a stage
-    found = run.run_stages([stage("soft", INTERRUPTED, 5)], tmp_path, 60)
+    before = signal.signal(signal.SIGINT, inherited)
+    try:
+        found = run.run_stages([stage("soft", INTERRUPTED, 5)], tmp_path, 60)
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.setattr(run, "_GRACE", 1.0)
     found += run.run_stages([stage("hard", STUBBORN, 5), stage("later", "pass")], tmp_path, 60)
     assert [o.status for o in found] == ["cut", "cut", "passed"]

@@ -162,7 +162,7 @@ def run_stage(stage: Stage, out: Path, limit: float) -> Outcome:
         try:
             process = subprocess.Popen(
                 stage.command, cwd=CHECKOUT, env=environ, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=_hear_interrupts,
             )  # fmt: skip
         except OSError as error:
             log.write(f"{stage.command[0]}: {error.strerror}\n")
@@ -180,6 +180,11 @@ def run_stage(stage: Stage, out: Path, limit: float) -> Outcome:
         code = process.wait()
     status = "cut" if cut else "failed" if code else "passed"
     return Outcome(stage.name, status, code, monotonic() - start, limit)
+
+
+def _hear_interrupts() -> None:
+    """A background job ignores SIGINT, and hands that on to whatever it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def find_sanitizer() -> str:
