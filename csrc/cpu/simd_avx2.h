@@ -4,6 +4,8 @@
 constexpr int kLanes = 8;
 constexpr int kMaxColumns = 7;  // 16 registers
 constexpr int kBlockVectors = 1;
+constexpr int kTiles = 12;      // of Winograd's way, with one channel vector
+constexpr int kTilesOfTwo = 6;  // with two
 
 using Vec = __m256;
 
@@ -78,11 +80,20 @@ inline Vec spread(Vec v) {
   }
 }
 
-// rows[i][k] -> rows[k][i]
-inline void transpose(Vec (&rows)[kLanes]) {
-  float in[kLanes][kLanes], out[kLanes][kLanes];
-  for (int i = 0; i < kLanes; ++i) store(in[i], rows[i]);
-  for (int i = 0; i < kLanes; ++i)
-    for (int k = 0; k < kLanes; ++k) out[k][i] = in[i][k];
-  for (int i = 0; i < kLanes; ++i) rows[i] = load(out[i]);
+// rows[i][k] -> rows[k][i], in blocks of 2, 4 and 8.
+[[gnu::always_inline]] inline void transpose(Vec (&rows)[kLanes]) {
+  Vec pairs[kLanes], fours[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < kLanes; i += 4)
+    for (int k = 0; k < 2; ++k) {
+      fours[i + 2 * k] = _mm256_shuffle_ps(pairs[i + k], pairs[i + k + 2], 0x44);
+      fours[i + 2 * k + 1] = _mm256_shuffle_ps(pairs[i + k], pairs[i + k + 2], 0xEE);
+    }
+  for (int i = 0; i < kLanes / 2; ++i) {
+    rows[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+  }
 }

@@ -4,6 +4,8 @@
 constexpr int kLanes = 16;
 constexpr int kMaxColumns = 14;   // accumulators of one channel vector: 14 of 32 registers
 constexpr int kBlockVectors = 2;  // channel vectors of the broadcast kernel: 28 accumulators
+constexpr int kTiles = 14;        // of Winograd's way, with one channel vector
+constexpr int kTilesOfTwo = 8;    // with two: points then overlap better than with all registers
 
 using Vec = __m512;
 

@@ -4,6 +4,8 @@
 constexpr int kLanes = 4;
 constexpr int kMaxColumns = 7;
 constexpr int kBlockVectors = 1;
+constexpr int kTiles = 12;
+constexpr int kTilesOfTwo = 6;
 
 typedef float Vec __attribute__((vector_size(16)));
 

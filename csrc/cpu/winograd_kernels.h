@@ -10,7 +10,6 @@
 // [vector][point][tile][lane].
 #pragma once
 
-constexpr int kTiles = kMaxColumns;           // of a block: the sums of a vector fill the registers
 constexpr int kBlockWords = kTiles * kLanes;  // of one vector at one point
 
 // Two results of one dimension, STRIDE pixels apart.

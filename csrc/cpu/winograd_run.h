@@ -17,7 +17,7 @@ template <class S, int STRIDE>
 class WinogradRunner {
   using E = typename S::E;
   using W = Winograd<STRIDE>;
-  static constexpr int kVecs = S::kIsLane ? 1 : kBlockVectors;
+  static constexpr int kVecs = S::kIsLane ? 1 : 2;
   // Pixels are asked for while the unit before computes; where a unit takes no time, a block
   // before.
   static constexpr bool kByUnit = !S::kIsLane;
@@ -69,10 +69,9 @@ class WinogradRunner {
         tap_weights_(9 * S::tap_words(c) * kLanes),
         vector_weights_(W::kWeights * S::tap_words(c) * kLanes) {}
 
-  // With several vectors half the registers are enough for sums: points then overlap better. Where
-  // few products are made of many points, these have to stay in the first-level cache.
+  // Where few products are made of many points, these have to stay in the first-level cache.
   static int64_t most_tiles(const TapConv& c) {
-    if (kVecs > 1 && S::dst_vectors(c) > 1) return kTiles / 2 + 1;
+    if (S::dst_vectors(c) > 1) return kTilesOfTwo;
     return S::kIsLane && STRIDE == 2 ? kTiles / 2 : kTiles;
   }
 
@@ -224,7 +223,8 @@ class WinogradRunner {
     if constexpr (S::kIsLane) {
       multiply_lane(tiles, operands, between);
     } else {
-      multiply_broadcast<VECS>(tiles, operands, between, std::make_integer_sequence<int, kTiles>());
+      constexpr int kMost = VECS == 1 ? kTiles : kTilesOfTwo;
+      multiply_broadcast<VECS>(tiles, operands, between, std::make_integer_sequence<int, kMost>());
     }
     const int64_t unit = first_ + u, dst_unit = S::unit_dst(c_);
     const int64_t unit_end = std::min((unit + 1) * dst_unit, c_.dst_channels());
