@@ -140,13 +140,13 @@ struct BroadcastWgrad {
   template <int RUN>
   static void run(const ConvProblem& p, const WgradPlan& plan, const PixelRows& pixels,
                   const float* input, const float* grad, float* const (&to)[RUN]) {
-    // 24 accumulators of 32 registers, or 12 of 16.
-    constexpr int kWide = RUN == 1 ? 8 : 4;
+    // 24 accumulators of 32 registers, or 12 of 16. Where they allow it, an input channel is loaded
+    // once for two vectors.
+    constexpr int kSingle = (RUN == 1 ? 8 : 4) * kBlockVectors;
     int64_t v = 0;
-    if constexpr (kBlockVectors > 1)
+    if constexpr (kBlockVectors > 1 || RUN == 1)
       for (; v + 2 <= vectors(p); v += 2)
-        channels<RUN, kWide, 2>(p, plan, pixels, input, grad, v, to);
-    constexpr int kSingle = kBlockVectors > 1 ? 2 * kWide : kWide;
+        channels<RUN, kSingle / 2, 2>(p, plan, pixels, input, grad, v, to);
     for (; v < vectors(p); ++v) channels<RUN, kSingle, 1>(p, plan, pixels, input, grad, v, to);
   }
 

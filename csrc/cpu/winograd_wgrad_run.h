@@ -187,8 +187,7 @@ class WinogradWgradRunner {
     for (const auto& pairs : Taps::kPairs) {
       ask_ahead();
       int64_t v = 0;
-      if constexpr (kBlockVectors > 1)
-        for (; v + 2 <= vectors; v += 2) channels<kMostChannels / 2, 2>(sums, pairs, v);
+      for (; v + 2 <= vectors; v += 2) channels<kMostChannels / 2, 2>(sums, pairs, v);
       for (; v < vectors; ++v) channels<kMostChannels, 1>(sums, pairs, v);
       sums.to += vectors * sums.vector_step;
     }
