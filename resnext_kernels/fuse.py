@@ -159,8 +159,8 @@ class _Fuser:
         for node in list(self.graph.nodes):
             if graphs.is_idle(node, self.modules):
                 _replace(node, node.all_input_nodes[0])
-            elif graphs.is_view(node):
-                node.target = "reshape"  # the same, but where only a copy has the asked shape
+            else:
+                graphs.allow_copy(node)
 
     def _reason_against(self, node: fx.Node) -> str:
         conv = self.modules[node.target]

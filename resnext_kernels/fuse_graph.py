@@ -247,24 +247,29 @@ def summands(node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def is_idle(node: fx.Node, modules: Modules) -> bool:
-    """Whether it returns its input in evaluation mode."""
+    """Whether it returns its input, one value, in evaluation mode."""
+    given = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, fx.Node)]
+    if len(given) != 1 or given != node.all_input_nodes:  # a list of one, say
+        return False
     if node.op == "call_module":
         module = modules[node.target]
         idle = type(module) is nn.Identity or isinstance(module, _DropoutNd)
-        return idle and not has_hooks(module) and len(node.all_input_nodes) == 1
-    if node.op == "call_function" and node.target is F.dropout:
-        return node.kwargs.get("training") is False and len(node.all_input_nodes) == 1
-    return False
-
-
-def is_view(node: fx.Node) -> bool:
-    """Whether it is a view of another shape, not of another dtype."""
-    arguments = (*node.args[1:], *node.kwargs.values())
+        return idle and not has_hooks(module)
     return (
-        node.op == "call_method"
-        and node.target == "view"
-        and not any(isinstance(argument, torch.dtype) for argument in arguments)
+        node.op == "call_function"
+        and node.target is F.dropout
+        and node.kwargs.get("training") is False
     )
+
+
+def allow_copy(node: fx.Node) -> None:
+    """Make a view of another shape, not of another dtype, one that copies where it has to."""
+    shape = (*node.args[1:], *node.kwargs.values())
+    if node.op != "call_method" or any(isinstance(value, torch.dtype) for value in shape):
+        return
+    if node.target in ("view", "view_as"):
+        node.target = "reshape" if node.target == "view" else "reshape_as"
+        node.args, node.kwargs = (node.args[0], *shape), {}
 
 
 def writes_nothing(node: fx.Node, modules: Modules) -> bool:

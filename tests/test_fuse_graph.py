@@ -177,6 +177,14 @@ def test_dropout_and_views_of_channels_last():
     assert not parts_of(fast, (nn.Dropout, nn.Identity, nn.BatchNorm2d))
 
 
+def test_containers_pass_through_an_identity():
+    def run(self, x):
+        (listed,), named = self.idle([self.conv(x)]), self.drop({"x": self.bn(self.conv(x))})
+        return listed + named["x"]
+
+    optimised(own(run, **block(idle=nn.Identity(), drop=nn.Identity())))
+
+
 def test_augmented_assignments_write_in_place():
     """Other names of the tensor see it, as in Python."""
 

@@ -50,6 +50,22 @@ def test_view_that_is_written_to():
     assert relative_error(rk.optimize_for_inference(model)(x), model(x)) < 1e-12
 
 
+VIEWS = {
+    "positions": lambda y: y.view(2, -1, 16),
+    "one size": lambda y: y.view((2, -1)),
+    "keyword": lambda y: y.view(size=(2, -1)),
+    "of another's shape": lambda y: y.view_as(y.flatten()),
+    "of a dtype": lambda y: y.view(torch.int64).view(dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_views_that_channels_last_forbids(kind):
+    model, x = own(lambda self, x: VIEWS[kind](self.conv(x)), **block()), images(channels=8)
+    fast = rk.optimize_for_inference(model)
+    assert relative_error(fast(x), model(x)) < 1e-12
+
+
 def test_a_write_that_is_read_in_the_other_shape():
     def run(self, x):
         y = self.conv(x)
