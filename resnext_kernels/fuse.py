@@ -204,6 +204,9 @@ class _Fuser:
             if self._takes_sum(conv, node):
                 with self.graph.inserting_before(node):
                     fused = self.graph.call_module(str(conv.target), (conv.args[0], residual))
+                if graphs.is_in_place(node):
+                    into = "output" if node.args[0] is conv else "residual"
+                    self.modules[conv.target].sum_into = into
                 _replace(node, fused)
                 self.graph.erase_node(conv)
                 self.found[conv.target].append("residual sum")

@@ -30,10 +30,13 @@ class FusedConv2d(nn.Conv2d):
     """A dense `torch.nn.Conv2d` with an epilogue: ``relu?(conv(input) + bias + residual)``.
 
     ``(N, C, H, W) -> (N, K, P, Q)``, or unbatched; ``residual`` may be broadcast to the output.
-    The attributes: ``relu``, and ``at_entry``, whether a batch is first brought into channels_last.
+    The attributes: ``relu``; ``sum_into``, the one of "output" and "residual" whose dtype and shape
+    the sum keeps, being one in place; and ``at_entry``, whether a batch is first brought into
+    channels_last.
     """
 
     relu = False
+    sum_into = ""
     at_entry = False
     _packed: tuple[Tensor | None, int | None, dict[torch.Size, Tensor]] = (None, None, {})
 
@@ -47,7 +50,7 @@ class FusedConv2d(nn.Conv2d):
             and (residual is None or _is_like_output(self, residual, input, window))
         ):
             return self._run_packed(input, residual, window)
-        return _finish(super().forward(input), residual, self.relu)
+        return _finish(self, super().forward(input), residual)
 
     def _run_packed(self, input: Tensor, residual: Tensor | None, window: Convolution) -> Tensor:
         stride, padding, dilation, groups = window
@@ -99,6 +102,7 @@ class FusedGroupedConv2d(GroupedConv2d):
     """A `GroupedConv2d` with an epilogue, as `FusedConv2d`, on this package's fused operator."""
 
     relu = False
+    sum_into = ""
     at_entry = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -106,14 +110,14 @@ class FusedGroupedConv2d(GroupedConv2d):
         window = _window(self)
         plain = _is_plain_inference(self, input, residual)
         if window is None or not _is_usual(input) or (not plain and is_onnx_export()):
-            return _finish(super().forward(input), residual, self.relu)
+            return _finish(self, super().forward(input), residual)
         fits = residual is None or _is_like_output(self, residual, input, window)
         convolve = ops.compute_fused if plain else ops.grouped_conv2d_fused
         out = convolve(
             input, self.weight, self.bias, residual if fits else None, *window,
             "relu" if fits and self.relu else "none", self.backend,
         )  # fmt: skip
-        return out if fits else _finish(out, residual, self.relu)
+        return out if fits else _finish(self, out, residual)
 
     def __prepare_scriptable__(self) -> NoReturn:
         _refuse_scripting(self)
@@ -181,10 +185,15 @@ def _is_plain_inference(conv: nn.Conv2d, input: Tensor, residual: Tensor | None)
     return not any(tensor.requires_grad for tensor in tensors if tensor is not None)
 
 
-def _finish(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+def _finish(conv: FusedConv2d | FusedGroupedConv2d, out: Tensor, residual: Tensor | None) -> Tensor:
     if residual is not None:
-        out = out + residual
-    return F.relu(out, inplace=True) if relu else out
+        if conv.sum_into == "output":
+            out += residual
+        elif conv.sum_into == "residual":
+            out = residual.add_(out)
+        else:
+            out = out + residual
+    return F.relu(out, inplace=True) if conv.relu else out
 
 
 def _takes_packed_weight(input: Tensor, weight: Tensor) -> bool:

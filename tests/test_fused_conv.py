@@ -1,6 +1,7 @@
 """The convolutions of `optimize_for_inference`: precision, weights laid out once, recorders."""
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -102,6 +103,31 @@ def test_numbers_are_added(groups):
 
     model, x = Own().eval(), images(channels=8)
     assert relative_error(rk.optimize_for_inference(model)(x, 0.5), model(x, 0.5)) < 1e-12
+
+
+INTO = {
+    "augmented": lambda self, x: operator.iadd(self.conv(x), x.double()),
+    "method": lambda self, x: self.conv(x).add_(x.double()),
+    "into another": lambda self, x: self.low(x.bfloat16()).add_(self.conv(x)),
+    "into a smaller one": lambda self, x: self.conv(x[:1]).add_(x),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", INTO)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_sums_in_place_keep_dtype_and_shape(kind, groups):
+    parts = block(conv=nn.Conv2d(8, 8, 1, groups=groups), low=nn.Conv2d(8, 8, 1))
+    model = own(lambda self, x: self.relu(INTO[kind](self, x)), **parts).float()
+    model.low.bfloat16()
+    fast, x = rk.optimize_for_inference(model), images(torch.float32, channels=8)
+    assert fast.report.fused["conv"].endswith("residual sum + ReLU")
+    if kind == "into a smaller one":
+        with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):
+            fast(x)
+    else:
+        assert fast(x).dtype == model(x).dtype
+        assert relative_error(fast(x), model(x)) < 1e-2
 
 
 @pytest.mark.parametrize("groups", [1, 2])
