@@ -53,8 +53,9 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
         TypeError: ``model`` is not a module.
         ProblemError: ``model`` or a part of it is in training mode or cannot be copied; it is
             TorchScript; its own forward (not that of a
-            part, which then stays as it is) has control flow, autocast or another container, which
-            `torch.fx` cannot record, or hooks. The remedy is to optimise its parts:
+            part, which then stays as it is) has control flow, autocast, another container or
+            writes to a tensor that it makes, which `torch.fx` cannot record, or hooks. The remedy
+            is to optimise its parts:
             ``model.backbone = optimize_for_inference(model.backbone)``.
     """
     if not isinstance(model, nn.Module):
@@ -171,7 +172,7 @@ class _Fuser:
         if node.target in self.read:
             return "its parameters are read outside of it, too"
         if node in self.bound:
-            return "a write to its output in another shape shows in its own memory format alone"
+            return "its memory format shows: in strides, or a write to its output in another shape"
         return ""
 
     def _fuse(self, node: fx.Node) -> None:

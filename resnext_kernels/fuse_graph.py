@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -22,11 +22,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .augmented import AUGMENTED, Proxy
+from .fuse_memory import Modules, writes_to_constant
 from .fused_conv import FusedConv2d, FusedGroupedConv2d
 from .nn import GroupedConv2d
 from .problem import FLOATING, ProblemError
-
-Modules = Mapping[Any, Any]
 
 # What `torch.fx` records as what it is, unlike other kinds of these.
 _AS_THEY_ARE = {dict, list, tuple, torch.Size, immutable_dict, immutable_list, pytree.TreeSpec}
@@ -112,7 +111,10 @@ class _Recorder(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _autocasts() != self.autocasts:
             raise RuntimeError("it uses autocast")  # of which the graph would know nothing
-        return super().create_node(*args, **kwargs)
+        node = super().create_node(*args, **kwargs)
+        if writes_to_constant(node):
+            raise RuntimeError("it writes to a tensor that each call makes anew")
+        return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if has_hooks(m) and next(m.children(), None) is not None:

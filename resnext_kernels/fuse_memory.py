@@ -2,25 +2,30 @@
 
 ``y.flatten(1)`` shares the memory of a contiguous ``y``, and is a copy of one in channels_last.
 Where one of the two is written to and the other is read afterwards, the results are those of the
-original model in its own memory format alone.
+original model in its own memory format alone. So they are where the strides themselves are read.
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
+from collections.abc import Mapping
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import fx
 
 from .augmented import AUGMENTED
-from .fuse_graph import Modules
+
+Modules = Mapping[Any, Any]
 
 # By the memory format of a tensor, they share its memory or copy it.
 _BY_FORMAT = ("contiguous", "flatten", "ravel", "reshape", "reshape_as", "to", "view", "view_as")
 _OF_NO_ELEMENTS = (getattr, "size", "dim")
 _VIEWS_BY_ATTRIBUTE = ("T", "mT", "data")
+# Other results, or none, by the strides; what is left of "view" asks for another dtype.
+_OF_STRIDES = ("as_strided", "is_contiguous", "storage_offset", "stride", "view", "view_as_complex")
 
 
 def bound_to_format(graph: fx.Graph, modules: Modules) -> set[fx.Node]:
@@ -31,7 +36,8 @@ def bound_to_format(graph: fx.Graph, modules: Modules) -> set[fx.Node]:
     bound: list[fx.Node] = []
     for node in graph.nodes:
         reads = () if node.target in _OF_NO_ELEMENTS else node.all_input_nodes
-        bound += [root[read] for read in reads if same[read] in outdated]
+        of_strides = node.op != "call_module" and _name(node, modules) in _OF_STRIDES
+        bound += [root[read] for read in reads if of_strides or same[read] in outdated]
         written = _written_by(node, modules)
         source = written or _shared_by(node, modules)
         same[node] = root[node] = node
@@ -43,6 +49,18 @@ def bound_to_format(graph: fx.Graph, modules: Modules) -> set[fx.Node]:
             maybe = (other for other in same if root[other] is root[written])
             outdated.update(same[other] for other in maybe if same[other] is not same[written])
     return _with_sources(bound)
+
+
+def writes_to_constant(node: fx.Node) -> bool:
+    """Whether it writes to a tensor that the graph has as it was when it was recorded."""
+    out = node.kwargs.get("out")
+    if node.op == "call_method" and str(node.target).endswith("_"):
+        out = node.args[0]
+    return (
+        isinstance(out, fx.Node)
+        and out.op == "get_attr"
+        and str(out.target).startswith("_tensor_constant")
+    )
 
 
 def _with_sources(nodes: list[fx.Node]) -> set[fx.Node]:

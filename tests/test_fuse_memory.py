@@ -1,5 +1,7 @@
 """Writes to what is a view in one memory format and a copy in another: results stay the same."""
 
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,6 +66,43 @@ def test_views_that_channels_last_forbids(kind):
     model, x = own(lambda self, x: VIEWS[kind](self.conv(x)), **block()), images(channels=8)
     fast = rk.optimize_for_inference(model)
     assert relative_error(fast(x), model(x)) < 1e-12
+
+
+STRIDES = {
+    "as_strided": lambda y: y.relu().as_strided((2, 8), (8, 1)),
+    "function": lambda y: torch.as_strided(y[1:], (4, 4), (2, 1)),
+    "stride": lambda y: y * y.stride(1),
+    "complex": lambda y: torch.view_as_complex(y[..., :2]).abs(),
+    "another dtype": lambda y: y.view(torch.float32)[..., 1::2],
+}
+
+
+@pytest.mark.parametrize("kind", STRIDES)
+def test_strides_that_are_read(kind):
+    parts = block(first=nn.Conv2d(8, 8, 1))
+    model = own(lambda self, x: STRIDES[kind](self.bn(self.conv(self.first(x)))), **parts)
+    fast, x = rk.optimize_for_inference(model), images(channels=8)
+    assert relative_error(fast(x), model(x)) < 1e-12
+    assert set(fast.report.left) == {"first", "conv", "bn"}
+
+
+WRITES_TO_CONSTANTS = {
+    "item": lambda y: (c := torch.zeros(2, 8, 32, 32), c.__setitem__(0, y[0]), c)[2],
+    "sum": lambda y: operator.iadd(torch.zeros(2, 8, 32, 32), y),
+    "out": lambda y: torch.mul(y, 2, out=torch.zeros(2, 8, 32, 32).double()),
+}
+
+
+@pytest.mark.parametrize("kind", WRITES_TO_CONSTANTS)
+def test_writes_to_a_tensor_of_each_call(kind):
+    """`torch.fx` would record one tensor for all calls, and not what is read of it."""
+    inner = own(lambda self, x: WRITES_TO_CONSTANTS[kind](self.bn(self.conv(x))), **block())
+    outer = own(lambda self, x: self.conv(self.inner(x).double()), **block(), inner=inner)
+    fast = optimised(outer)
+    assert "it writes to a tensor" in fast.report.left["inner"]
+    assert list(fast.report.fused) == ["conv"]
+    with pytest.raises(rk.ProblemError, match="it writes to a tensor that each call makes anew"):
+        rk.optimize_for_inference(inner)
 
 
 def test_a_write_that_is_read_in_the_other_shape():
