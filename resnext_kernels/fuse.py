@@ -19,8 +19,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from . import fuse_graph as graphs
-from .fuse_memory import bound_to_format
-from .fused_conv import FusedConv2d, FusedGroupedConv2d
+from .fuse_memory import bound_to_format, in_first_format
+from .fused_conv import become_fused
 from .problem import ProblemError
 
 
@@ -67,8 +67,7 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
     # Out of inference mode, so that the copy's tensors are not confined to it.
     with torch.inference_mode(False), torch.no_grad():
         fast, unrecorded = graphs.record(_copied(model))
-        report = _Fuser(fast).run()
-    report.left.update(unrecorded)
+        report = _Fuser(fast, unrecorded).run()
     vars(fast)["report"] = report
     fast.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"report": report}  # by copies
     fast.recompile()
@@ -111,9 +110,10 @@ class FusionReport:
 class _Fuser:
     """Rewrites the graph of one module."""
 
-    def __init__(self, fast: fx.GraphModule) -> None:
+    def __init__(self, fast: fx.GraphModule, unrecorded: dict[str, str]) -> None:
         self.fast = fast
         self.graph = fast.graph
+        self.unrecorded = unrecorded
         self.report = FusionReport()
         self.modules: dict[Any, Any] = dict(fast.named_modules(remove_duplicate=False))
         self.calls = Counter(
@@ -139,6 +139,7 @@ class _Fuser:
         for node in self._calls_of(_BatchNorm):
             self.report.left.setdefault(str(node.target), self._reason_not_folded(node))
         self._mark_entries()
+        self.report.left.update(self.unrecorded)
         self.report.fused = {
             name: f"{self.modules[name]._get_name()}: {' + '.join(['convolution', *parts])}"
             for name, parts in self.found.items()
@@ -186,7 +187,7 @@ class _Fuser:
                 _fold(conv, norm)
                 _replace(following, node)
                 parts.append("batch normalisation")
-        _set_fused_class(conv)
+        become_fused(conv)
         self._fuse_relu(node)
 
     def _fuse_relu(self, node: fx.Node) -> None:
@@ -245,12 +246,23 @@ class _Fuser:
     def _mark_entries(self) -> None:
         """Have the convolutions that no other precedes bring their input into channels_last."""
         after: set[fx.Node] = set()
-        for node in self.graph.nodes:
+        for node in list(self.graph.nodes):
+            if node.op == "call_module" and node.target in self.unrecorded:
+                self._bring_back([value for value in node.all_input_nodes if value in after], node)
+                continue
             known = not after.isdisjoint(node.all_input_nodes)
             if self._is_fused(node):
                 self.modules[node.target].at_entry = not known
             if known or self._is_fused(node):
                 after.add(node)
+
+    def _bring_back(self, values: list[fx.Node], node: fx.Node) -> None:
+        """Have ``node``, which may ask for views that channels_last forbids or write to ``values``,
+        and whatever reads them later, read them in the memory format they would have had."""
+        for value in values:
+            with self.graph.inserting_before(node):
+                back = self.graph.call_function(in_first_format, (value,))
+            value.replace_all_uses_with(back, delete_user_cb=lambda user: not user < node)
 
 
 def _replace(node: fx.Node, by: fx.Node) -> None:
@@ -271,28 +283,3 @@ def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
         norm.eps, wide(norm.weight), wide(norm.bias),
     )  # fmt: skip
     conv.weight, conv.bias = nn.Parameter(weight.to(own)), nn.Parameter(bias.to(own))
-
-
-def _bring_up_to_date(conv: Any) -> None:
-    """Have pairs for settings, and paddings of the four sides, where these were changed after
-    construction, as code does that trades stride for dilation: torch reads them in each call."""
-    (out_channels, in_width), kernel_size = conv.weight.shape[:2], tuple(conv.weight.shape[2:])
-    padding = conv.padding if conv.padding_mode == "zeros" else 0
-    made = nn.Conv2d(
-        in_width * conv.groups, out_channels, kernel_size, conv.stride, padding, conv.dilation,
-        conv.groups, device="meta",
-    )  # fmt: skip
-    conv.kernel_size, conv.stride, conv.dilation = made.kernel_size, made.stride, made.dilation
-    if conv.padding_mode == "zeros":
-        conv.padding = made.padding
-        conv._reversed_padding_repeated_twice = made._reversed_padding_repeated_twice
-
-
-def _set_fused_class(conv: nn.Conv2d) -> None:
-    conv.requires_grad_(False)
-    _bring_up_to_date(conv)
-    if conv.groups > 1:
-        conv.__class__ = FusedGroupedConv2d
-    else:
-        conv.__class__ = FusedConv2d
-        conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,9 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils import _pytree as pytree
 
 from .augmented import AUGMENTED
 
@@ -49,6 +51,18 @@ def bound_to_format(graph: fx.Graph, modules: Modules) -> set[fx.Node]:
             maybe = (other for other in same if root[other] is root[written])
             outdated.update(same[other] for other in maybe if same[other] is not same[written])
     return _with_sources(bound)
+
+
+def in_first_format(value: Any) -> Any:
+    """A tensor, or those in a container, as a model computes them that is not in channels_last."""
+    if not torch.compiler.is_compiling() and has_torch_function((value,)):  # to record it, say
+        return handle_torch_function(in_first_format, (value,), value)
+    return pytree.tree_map_only(Tensor, _contiguous, value)
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    usual = tensor.dim() == 4 and tensor.layout == torch.strided
+    return tensor.contiguous() if usual else tensor
 
 
 def writes_to_constant(node: fx.Node) -> bool:

@@ -123,6 +123,32 @@ class FusedGroupedConv2d(GroupedConv2d):
         _refuse_scripting(self)
 
 
+def become_fused(conv: Any) -> None:
+    """Turn a convolution into a fused one, which has nothing to fuse yet."""
+    conv.requires_grad_(False)
+    _bring_up_to_date(conv)
+    if conv.groups > 1:
+        conv.__class__ = FusedGroupedConv2d
+    else:
+        conv.__class__ = FusedConv2d
+        conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def _bring_up_to_date(conv: Any) -> None:
+    """Have pairs for settings, and paddings of the four sides, where these were changed after
+    construction, as code does that trades stride for dilation: torch reads them in each call."""
+    (out_channels, in_width), kernel_size = conv.weight.shape[:2], tuple(conv.weight.shape[2:])
+    padding = conv.padding if conv.padding_mode == "zeros" else 0
+    made = nn.Conv2d(
+        in_width * conv.groups, out_channels, kernel_size, conv.stride, padding, conv.dilation,
+        conv.groups, device="meta",
+    )  # fmt: skip
+    conv.kernel_size, conv.stride, conv.dilation = made.kernel_size, made.stride, made.dilation
+    if conv.padding_mode == "zeros":
+        conv.padding = made.padding
+        conv._reversed_padding_repeated_twice = made._reversed_padding_repeated_twice
+
+
 def _refuse_scripting(conv: nn.Conv2d) -> NoReturn:
     raise ProblemError(
         f"torch.jit.script: {type(conv).__name__} of optimize_for_inference cannot be scripted, "

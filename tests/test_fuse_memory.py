@@ -1,6 +1,7 @@
 """Writes to what is a view in one memory format and a copy in another: results stay the same."""
 
 import operator
+import pickle
 
 import pytest
 import torch
@@ -128,3 +129,26 @@ HARMLESS = {
 def test_other_writes_do_not_matter(kind):
     fast = optimised(own(lambda self, x: HARMLESS[kind](self.bn(self.conv(x))), **block()))
     assert not fast.report.left
+
+
+def views_of_its_input(self, x):
+    return self.conv(x if x.sum() > 0 else -x).view(2, -1).mul(2).view_as(x)
+
+
+def writes_to_its_input(self, x):
+    return self.conv(F.relu(x, inplace=True) if x.sum() > 0 else x.neg_()) + 1
+
+
+@pytest.mark.parametrize("part", [views_of_its_input, writes_to_its_input])
+def test_parts_that_are_not_looked_into(part):
+    def run(self, x):
+        x = self.bn(self.conv(x)) - 1
+        return self.last(x + self.part(x)) + x
+
+    parts = block(part=own(part, **block()), last=nn.Conv2d(8, 8, 3, padding=1))
+    model, x = own(run, **parts), images(channels=8)
+    fast = rk.optimize_for_inference(model)
+    assert list(fast.report.left) == ["part"]
+    assert fast.conv.at_entry and fast.last.at_entry
+    for same in (fast, pickle.loads(pickle.dumps(fast))):
+        assert relative_error(same(x), model(x)) < 1e-12
