@@ -30,12 +30,12 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
     Each `torch.nn.Conv2d` or `GroupedConv2d` takes up the batch normalisation, the residual sum and
     the ReLU that follow it. The grouped ones run this package's fused operator; on the CPU, the
     dense ones run with weights that are laid out once, and anew after a change that autograd counts
-    (one through ``.data`` it does not). Images are computed in channels_last, in
-    which outputs of 4 dimensions are returned too. Outputs equal those of ``model`` but for the
-    rounding of folded weights, in the containers that it returns: dicts, lists, tuples, plain
-    dataclasses and whatever is registered with ``torch.utils._pytree``, as the ``ModelOutput`` of
-    other libraries is. Everything else stays as it was: ``print(result.report)`` tells what, and
-    why.
+    (one through ``.data`` it does not). Images are computed in channels_last, in which outputs of 4
+    dimensions are returned too; parts that are not looked into are given contiguous ones. Outputs
+    equal those of ``model`` but for the rounding of folded weights, in the containers that it
+    returns: dicts, lists, tuples, plain dataclasses and whatever is registered with
+    ``torch.utils._pytree``, as the ``ModelOutput`` of other libraries is. Everything else stays as
+    it was: ``print(result.report)`` tells what, and why.
 
     The copy shares no tensor with ``model``. It keeps the names of parameters that are left; those
     of convolutions take no gradient. It can be compiled, exported, copied and saved, and moved to
@@ -52,10 +52,9 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
     Raises:
         TypeError: ``model`` is not a module.
         ProblemError: ``model`` or a part of it is in training mode or cannot be copied; it is
-            TorchScript; its own forward (not that of a
-            part, which then stays as it is) has control flow, autocast, another container or
-            writes to a tensor that it makes, which `torch.fx` cannot record, or hooks. The remedy
-            is to optimise its parts:
+            TorchScript; its own forward (not that of a part, which then stays as it is) has control
+            flow, autocast, another container or writes to a tensor that it makes, which `torch.fx`
+            cannot record, or hooks. The remedy is to optimise its parts:
             ``model.backbone = optimize_for_inference(model.backbone)``.
     """
     if not isinstance(model, nn.Module):
@@ -237,7 +236,7 @@ class _Fuser:
         norm, (source, *_) = self.modules[node.target], node.all_input_nodes
         if reason := graphs.reason_against_norm(norm):
             return reason
-        if self._is_fused(source):
+        if self._is_fused(source) and graphs.only_reader(source) is not node:
             return f"the output of {source.target} is read elsewhere, too"
         if source.op == "call_module" and source.target in self.report.left:
             return f"{source.target} was left alone"

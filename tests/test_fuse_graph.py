@@ -96,6 +96,12 @@ LEFT = {
     "first": (
         lambda self, x: self.conv(self.relu(self.bn(x))), {}, "bn", "it does not follow a conv",
     ),
+    "after_a_relu": (
+        lambda self, x: self.bn(self.relu(self.conv(x))), {}, "bn", "it does not follow a conv",
+    ),
+    "after_a_sum": (
+        lambda self, x: self.bn(self.conv(x) + x), {}, "bn", "it does not follow a conv",
+    ),
     "transposed": (
         lambda self, x: self.bn(self.conv(x)), {"conv": nn.ConvTranspose2d(8, 8, 3)},
         "conv", "ConvTranspose2d is not a torch.nn.Conv2d",
