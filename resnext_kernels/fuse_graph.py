@@ -44,6 +44,8 @@ def record(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     kind = type(model).__name__
     if isinstance(model, ScriptModule):
         raise ProblemError(f"model: {kind} is TorchScript, expected a module from before scripting")
+    if hasattr(model, "_orig_mod"):
+        raise ProblemError(f"model: {kind} is compiled, expected the module before torch.compile")
     if has_hooks(model) or "forward" in vars(model):
         what = "hooks" if has_hooks(model) else "a forward of its own instance"
         raise ProblemError(

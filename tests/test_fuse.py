@@ -96,6 +96,8 @@ def test_models_that_cannot_be_recorded_or_copied():
     scripted = torch.jit.script(nn.Conv2d(3, 3, 1).eval())
     with pytest.raises(rk.ProblemError, match="model: RecursiveScriptModule is TorchScript"):
         rk.optimize_for_inference(scripted)
+    with pytest.raises(rk.ProblemError, match="model: OptimizedModule is compiled, expected"):
+        rk.optimize_for_inference(torch.compile(nn.Sequential(nn.Conv2d(3, 3, 1)).eval()))
     pruned = prune.random_unstructured(nn.Conv2d(3, 3, 1), "weight", 0.5).eval()
     with pytest.raises(rk.ProblemError, match="model: Conv2d expected one that can be copied"):
         rk.optimize_for_inference(pruned)
