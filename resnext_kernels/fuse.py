@@ -127,7 +127,7 @@ class _Fuser:
 
     def run(self) -> FusionReport:
         self._remove_idle()
-        self.bound = bound_to_format(self.graph, self.modules)
+        self.bound = bound_to_format(self.graph, self.modules, self.unrecorded)
         for node in self._calls_of(_ConvNd):
             if reason := self._reason_against(node):
                 self.report.left[str(node.target)] = reason

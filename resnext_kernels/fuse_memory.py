@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -30,16 +30,25 @@ _VIEWS_BY_ATTRIBUTE = ("T", "mT", "data")
 _OF_STRIDES = ("as_strided", "is_contiguous", "storage_offset", "stride", "view", "view_as_complex")
 
 
-def bound_to_format(graph: fx.Graph, modules: Modules) -> set[fx.Node]:
-    """The values whose memory format shows in the results, and all that they are made of."""
+def bound_to_format(graph: fx.Graph, modules: Modules, unrecorded: Container[Any]) -> set[fx.Node]:
+    """The values whose memory format shows in the results, and all that they are made of.
+
+    Those modules that are ``unrecorded`` may write to copies of their inputs, see `_Fuser`.
+    """
     same: dict[fx.Node, fx.Node] = {}  # the first value in the same memory, in every format
     root: dict[fx.Node, fx.Node] = {}  # the first one that is in the same memory in some format
     outdated: set[fx.Node] = set()  # those of `same` that in some format missed a write
+    missed: set[fx.Node] = set()  # those that a write to a copy would not reach
     bound: list[fx.Node] = []
     for node in graph.nodes:
+        if node.op == "call_module" and node.target in unrecorded:
+            for read in node.all_input_nodes:
+                missed.update(o for o in same if root[o] is root[read] and o is not read)
         reads = () if node.target in _OF_NO_ELEMENTS else node.all_input_nodes
         of_strides = node.op != "call_module" and _name(node, modules) in _OF_STRIDES
-        bound += [root[read] for read in reads if of_strides or same[read] in outdated]
+        bound += [
+            root[read] for read in reads if of_strides or same[read] in outdated or read in missed
+        ]
         written = _written_by(node, modules)
         source = written or _shared_by(node, modules)
         same[node] = root[node] = node

@@ -139,6 +139,13 @@ def writes_to_its_input(self, x):
     return self.conv(F.relu(x, inplace=True) if x.sum() > 0 else x.neg_()) + 1
 
 
+class Writes(nn.Module):
+    def forward(self, x, other=None):
+        if x.sum() != 0:
+            x.mul_(2)
+        return x if other is None else x + other
+
+
 @pytest.mark.parametrize("part", [views_of_its_input, writes_to_its_input])
 def test_parts_that_are_not_looked_into(part):
     def run(self, x):
@@ -152,3 +159,16 @@ def test_parts_that_are_not_looked_into(part):
     assert fast.conv.at_entry and fast.last.at_entry
     for same in (fast, pickle.loads(pickle.dumps(fast))):
         assert relative_error(same(x), model(x)) < 1e-12
+
+
+OTHER_NAMES = {
+    "sum in place": lambda self, y: (z := y.add_(1), self.part(z), y)[2],
+    "view": lambda self, y: (z := y[:1], self.part(y), z)[2],
+    "both": lambda self, y: self.part(y, y.detach()),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_NAMES)
+def test_parts_that_write_to_what_has_two_names(kind):
+    model = own(lambda self, x: OTHER_NAMES[kind](self, self.conv(x)), **block(part=Writes()))
+    assert optimised(model).report.left["conv"].startswith("its memory format shows")
