@@ -4,6 +4,7 @@ import copy
 import io
 import re
 
+import numpy as np
 import pytest
 import torch
 from interop import import_torchvision
@@ -239,6 +240,13 @@ def test_copies_and_pickles():
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         tiny(**options)
+
+
+def test_integers_of_numpy():
+    """As the number of classes is where labels are counted."""
+    sizes = {"cardinality": 4, "bottleneck_width": 8, "num_classes": 7}
+    model = tiny(**{name: np.int64(size) for name, size in sizes.items()})
+    assert repr(model) == repr(tiny(**sizes))
 
 
 @pytest.mark.parametrize("option", ["cardinality", "pretrained"])

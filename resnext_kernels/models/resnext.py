@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -25,7 +26,7 @@ _STEM_CHANNELS = 64
 
 def _require_positive(**arguments: int) -> None:
     for name, value in arguments.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}={value!r}: expected a positive integer")
 
 
@@ -171,6 +172,7 @@ class ResNeXt(nn.Module):
             raise ValueError(f"stem={stem!r}: expected one of {', '.join(get_args(Stem))}")
         if not isinstance(zero_init_residual, bool):
             raise ValueError(f"zero_init_residual={zero_init_residual!r}: expected True or False")
+        cardinality, bottleneck_width = int(cardinality), int(bottleneck_width)
         norm_layer = _norm(norm_layer)
         dilated = _flags(replace_stride_with_dilation, len(layers) - 1)
         block = partial(
@@ -184,7 +186,7 @@ class ResNeXt(nn.Module):
         self._add_stem(stem, norm_layer)
         self.inplanes, self.dilation = self._add_stages(layers, dilated, block)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(self.inplanes, num_classes)
+        self.fc = nn.Linear(self.inplanes, int(num_classes))
         self._initialise(zero_init_residual)
 
     def _add_stem(self, stem: Stem, norm_layer: NormLayer) -> None:
