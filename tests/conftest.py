@@ -11,7 +11,12 @@ from resnext_kernels.verification import numerics
 
 # The measurements of whoever runs the tests must not decide what "auto" takes in them.
 os.environ["RESNEXT_KERNELS_CACHE"] = os.path.join(os.devnull, "nowhere")
-SEED = int(os.environ.get("RESNEXT_KERNELS_TEST_SEED", random.SystemRandom().randrange(2**32)))
+# In the environment, so that processes that share the tests agree on what is parametrised by it.
+SEED = int(
+    os.environ.setdefault(
+        "RESNEXT_KERNELS_TEST_SEED", str(random.SystemRandom().randrange(2**32))
+    )
+)
 
 
 def pytest_report_header() -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from locks import alone_in
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "build" / "tests"
@@ -62,6 +63,11 @@ def checkout(to: Path) -> Path:
 
 def library() -> Path:
     """_cuda.so for the default architectures, from the last build of these very sources."""
+    with alone_in(KEPT):
+        return _library()
+
+
+def _library() -> Path:
     folder = KEPT / f"cuda-{_digest()}"
     path = folder / "resnext_kernels" / "_cuda.so"
     if path.exists():

@@ -1,4 +1,6 @@
 // Chooses the instruction set once per process.
+#include <unistd.h>
+
 #include <cstdlib>
 #include <cstring>
 
@@ -46,6 +48,16 @@ const Kernels& choose() {
 const Kernels& kernels() {
   static const Kernels& chosen = choose();
   return chosen;
+}
+
+int64_t second_level_cache() {
+  static const int64_t bytes = [] {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    if (const long told = sysconf(_SC_LEVEL2_CACHE_SIZE); told > 0) return int64_t{told};
+#endif
+    return int64_t{1} << 20;
+  }();
+  return bytes;
 }
 
 }  // namespace rnk::cpu

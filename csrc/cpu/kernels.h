@@ -29,6 +29,9 @@ struct Kernels {
 // The best table this processor can run, or the one RESNEXT_KERNELS_CPU_ISA names; never null.
 const Kernels& kernels();
 
+// Bytes of a core's second-level cache, as the system tells; 1 MiB where it does not.
+int64_t second_level_cache();
+
 namespace portable {
 extern const Kernels table;
 }

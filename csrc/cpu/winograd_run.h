@@ -3,7 +3,11 @@
 // block; included in its namespace.
 #pragma once
 
-constexpr int64_t kWinogradWeightWords = 128 * 1024;  // of a chunk
+// Of a chunk, which every block reads: half of the second-level cache.
+inline int64_t winograd_weight_words() {
+  constexpr int64_t kFewest = 32 * 1024, kMost = 128 * 1024;
+  return std::clamp(second_level_cache() / 8, kFewest, kMost);
+}
 
 // `all` cut into even parts of at most `most`.
 struct Parts {
@@ -32,7 +36,7 @@ class WinogradRunner {
     // A thread transforms weights for itself: blocks of the same units belong to few threads.
     const int64_t blocks = c.batch * r.rows_.count * r.cols_.count;
     const int64_t shared = p.units * blocks / (4 * threads);
-    const Chunks chunks(p.units, std::min(kWinogradWeightWords / p.unit_weights, shared), threads);
+    const Chunks chunks(p.units, std::min(winograd_weight_words() / p.unit_weights, shared), threads);
     p.chunk_units = chunks.units;
     p.chunks = chunks.count;
     p.stream = streams<S>(c);

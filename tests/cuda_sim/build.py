@@ -12,6 +12,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from locks import alone_in
+
 HERE = Path(__file__).parent.resolve()
 ROOT = HERE.parents[1]
 KERNELS = ROOT / "csrc" / "cuda"
@@ -34,13 +36,13 @@ def library(name: str, sources: list[Path]) -> Path:
 
     Raises ``RuntimeError`` with the compiler's output where that fails.
     """
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(_object, [*sources, *MACHINE]))
-    path = BUILD / f"{name}-{_hash(*(o.name for o in objects))}.so"
-    if not path.exists():
-        _write(path, [*_compiler(), "-shared", "-pthread", *map(str, objects)])
-    return path
+    with alone_in(BUILD):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(_object, [*sources, *MACHINE]))
+        path = BUILD / f"{name}-{_hash(*(o.name for o in objects))}.so"
+        if not path.exists():
+            _write(path, [*_compiler(), "-shared", "-pthread", *map(str, objects)])
+        return path
 
 
 def _compiler() -> list[str]:
