@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from . import user_table
 from .measured import DAMAGE, Measured, Runs, runs_from_json
 from .problem import ConvProblem, Direction
@@ -24,6 +26,7 @@ FOLDER = Path(__file__).parent / "tuned"
 _FARTHEST = 3.0
 _ONEDNN_WIDTH = 16
 _BANDWIDTH_BOUND = 64  # channels of a group
+_NO_FAST_BFLOAT16 = ("avx2", "portable")  # instruction sets on which oneDNN refuses bfloat16
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,12 @@ def _rule(backend: str, isa: str, problem: ConvProblem) -> Comparison:
 
     oneDNN fills a vector register of 16 floats with the channels of one group, or, where each
     group is one channel, with those of 16 groups. It has no such way for narrow groups, and
-    computes mostly zeros there. Contiguous images would cost us two conversions.
+    computes mostly zeros there. Contiguous images would cost us two conversions. In bfloat16 torch
+    leaves oneDNN where there is no AVX-512, for loops that are many times slower than ours.
     """
+    if problem.dtype == torch.bfloat16 and isa in _NO_FAST_BFLOAT16:
+        reason = f"nothing like it measured on {isa}: torch has no fast bfloat16 there"
+        return Comparison(False, reason)
     wide = max(problem.in_width, problem.out_width)
     ours = problem.channels_last and 2 <= wide < _ONEDNN_WIDTH
     layout = "channels_last" if problem.channels_last else "contiguous"

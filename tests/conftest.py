@@ -13,9 +13,7 @@ from resnext_kernels.verification import numerics
 os.environ["RESNEXT_KERNELS_CACHE"] = os.path.join(os.devnull, "nowhere")
 # In the environment, so that processes that share the tests agree on what is parametrised by it.
 SEED = int(
-    os.environ.setdefault(
-        "RESNEXT_KERNELS_TEST_SEED", str(random.SystemRandom().randrange(2**32))
-    )
+    os.environ.setdefault("RESNEXT_KERNELS_TEST_SEED", str(random.SystemRandom().randrange(2**32)))
 )
 
 

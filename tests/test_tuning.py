@@ -109,6 +109,17 @@ def test_rule_where_nothing_was_measured(folder, width, narrow, layout):
     assert "nothing like it" in tuning.compare("cpu", "avx512", dilated, "fprop").reason
 
 
+@pytest.mark.parametrize("width", [1, 8, 64])
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_rule_of_bfloat16(folder, width, layout, isa):
+    last = layout == "channels_last"
+    case = dataclasses.replace(problem(width), dtype=torch.bfloat16, channels_last=last)
+    found = tuning.compare("cpu", isa, case, "wgrad")
+    assert found.reason.startswith(f"nothing like it measured on {isa}: ")
+    assert found.aten_is_faster == (isa == "avx512" and not (last and width == 8))
+
+
 @pytest.mark.parametrize(
     "changed, ours",
     [

@@ -36,7 +36,8 @@ class WinogradRunner {
     // A thread transforms weights for itself: blocks of the same units belong to few threads.
     const int64_t blocks = c.batch * r.rows_.count * r.cols_.count;
     const int64_t shared = p.units * blocks / (4 * threads);
-    const Chunks chunks(p.units, std::min(winograd_weight_words() / p.unit_weights, shared), threads);
+    const Chunks chunks(p.units, std::min(winograd_weight_words() / p.unit_weights, shared),
+                        threads);
     p.chunk_units = chunks.units;
     p.chunks = chunks.count;
     p.stream = streams<S>(c);
