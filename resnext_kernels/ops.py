@@ -248,7 +248,7 @@ def _register_autocast(operator, device_type: str) -> None:
 
 
 for _operator in (grouped_conv2d, grouped_conv2d_fused):
-    for _device_type in ("cpu", "cuda"):
+    for _device_type in ("cpu", "cuda", "xpu"):
         _register_autocast(_operator, _device_type)
 
 

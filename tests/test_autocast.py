@@ -141,6 +141,7 @@ def test_transforms_too():
     assert mapped.dtype == torch.bfloat16
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @each_low_dtype
 def test_cuda(low):

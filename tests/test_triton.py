@@ -33,6 +33,7 @@ def gpus(monkeypatch):
     capabilities = [(9, 0)]
     monkeypatch.setattr(triton, "LIBRARY", Library("triton", True, "there"))
     monkeypatch.setattr(triton, "INTERPRETED", False)
+    monkeypatch.setattr(triton, "_reasons_of_driver", lambda: ())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: capabilities[index])
@@ -76,6 +77,16 @@ def test_reasons_of_devices(gpus):
     assert reason == "cuda:1 has compute capability 7.5, serves 8.0 and later"
     gpus.clear()
     assert triton.not_supported_reasons(SERVED, "wgrad") == ["torch finds no CUDA device"]
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="triton starts on a GPU")
+def test_triton_that_does_not_start_is_passed_over(monkeypatch):
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    case = dataclasses.replace(SERVED, device="xpu")
+    (reason,) = triton.not_supported_reasons(case, "fprop")
+    assert reason.startswith("triton does not start: RuntimeError: 0 active drivers")
+    assert dispatch.choose(case, "fprop").NAME == "aten"
 
 
 def test_auto_without_the_cuda_library(gpus, monkeypatch):

@@ -69,6 +69,7 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
         several = ["-n", str(min(12, os.cpu_count() or 1))]
         seed = str(SystemRandom().randrange(2**32))
         alike = {"OMP_NUM_THREADS": "2", "RESNEXT_KERNELS_TEST_SEED": seed}
+    tests = [f"tests/test_{stem}.py" for stem in ("gpu", "gpu_ops", "parity", "ops", "autocast")]
     bench = [python, "-m", "resnext_kernels", "bench", "--device", "cuda"]
     ours = ["cuda", "aten", "auto"]  # what update_tuned.py reads, and what users get
     build = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": arch}
@@ -85,7 +86,8 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
         Stage("build", [python, "setup.py", "build_ext", "--inplace"], 180, build),
         Stage("info", [python, "-m", "resnext_kernels", "info"], 30),
         Stage(
-            "tests", [*pytest, *several, "-k", "not triton and not aten and not 2_to_the_31"],
+            "tests",
+            [*pytest, *several, "-k", "not triton and not aten and not 2_to_the_31", *tests],
             120, alike,
         ),
         Stage("large", [*pytest, "-k", "2_to_the_31", "tests/test_gpu.py"], 40),
@@ -155,7 +157,8 @@ def run_stage(stage: Stage, out: Path, limit: float) -> Outcome:
     """
     if limit <= 0:
         return Outcome(stage.name, "not run", None, 0.0, 0.0)
-    environ = os.environ | {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"} | stage.environ
+    path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+    environ = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | stage.environ
     start = monotonic()
     cut = False
     with (out / f"{stage.name}.log").open("w") as log:

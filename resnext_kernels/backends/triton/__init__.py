@@ -7,6 +7,7 @@ interprets the kernels, and tensors on the CPU are served, slowly.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -56,7 +57,22 @@ def not_supported_reasons(problem: ConvProblem, direction: Direction) -> list[st
         reasons.append(f"dtype {problem.dtype}, serves {names}")
     if 0 in problem.input_shape:
         reasons.append(f"empty input {problem.input_shape}")
+    if not (reasons or INTERPRETED):
+        reasons += _reasons_of_driver()
     return reasons
+
+
+@functools.cache
+def _reasons_of_driver() -> tuple[str, ...]:
+    """Why Triton cannot start here: for its first use it compiles a helper in C."""
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_device()
+    except Exception as error:  # of many kinds: no compiler, no header, no driver
+        (summary, *_) = str(error).splitlines() or [""]
+        return (f"triton does not start: {type(error).__name__}: {summary}",)
+    return ()
 
 
 def _reasons_of_devices() -> list[str]:

@@ -44,7 +44,12 @@ def add_load(
     return sums
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "batch", "src_h", "src_w", "dst_h", "dst_w", "rows", "columns", "strip", "cell_blocks",
+        "column_blocks",
+    ]
+)  # fmt: skip
 def conv_rows(
     src, weight, bias, residual, dst,
     batch, src_h, src_w, dst_h, dst_w, rows, columns, strip, cell_blocks, column_blocks,
