@@ -86,9 +86,9 @@ def docs_page(devices: Devices) -> str:
 def _machine(result: Result) -> str:
     machine, peaks = result["machine"], result["peaks"]
     gflops = ", ".join(f"{value:.0f} GFLOP/s {dtype}" for dtype, value in peaks["gflops"].items())
-    threads = "" if _on_gpu(result) else f" {machine['threads']} threads,"
+    how = "" if _on_gpu(result) else f" {machine['threads']} threads, {machine['kernel_isa']},"
     return (
-        f"{machine['processor']},{threads} torch {result['torch']}; "
+        f"{machine['processor']},{how} torch {result['torch']}; "
         f"measured peaks: {gflops}, {peaks['gbps']:.0f} GB/s."
     )
 

@@ -23,6 +23,7 @@ PEAKS: peaks.PeaksDict = {
     "gflops": {"float32": 100.0, "bfloat16": 200.0},
     "gbps": 10.0,
     "threads": 2,
+    "kernel_isa": "avx2",
     "method": {"gflops": "a guess", "gbps": "another"},
 }
 
