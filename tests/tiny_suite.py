@@ -23,7 +23,6 @@ PEAKS: peaks.PeaksDict = {
     "gflops": {"float32": 100.0, "bfloat16": 200.0},
     "gbps": 10.0,
     "threads": 2,
-    "kernel_isa": "avx2",
     "method": {"gflops": "a guess", "gbps": "another"},
 }
 
@@ -43,7 +42,7 @@ def measured(c: Case, times: dict[str, float | None]) -> list[Measurement]:
 
 def result_of(measurements: list[Measurement]) -> runner.Result:
     return {
-        "machine": {"processor": "a processor", "threads": 2},
+        "machine": {"processor": "a processor", "threads": 2, "kernel_isa": "avx2"},
         "torch": torch.__version__,
         "commit": None,
         "peaks": PEAKS,
