@@ -5,7 +5,8 @@ VENV := .venv
 PYTHON ?= python3
 ARGS ?=
 OUT ?= out/gpu
-# Of the tests. Each has threads of its own besides, and holds about 2 GiB of memory.
+# Of the tests. Each has two threads besides, which must not turn while they wait: the cores are
+# taken. Each holds about 2 GiB of memory.
 WORKERS ?= $(shell nproc | awk '{ print ($$1 < 8 ? $$1 : 8) }')
 # Handed to pip as it stands, where .venv has no torch that the package accepts. Where there is no
 # GPU, this one version is the smallest choice: pip prefers its CPU build where it is configured to
@@ -45,7 +46,8 @@ help: ## list the targets
 	@echo
 	@echo "Variables: PYTHON (now: $(PYTHON)), TORCH (what pip installs as torch, now: $(TORCH)),"
 	@echo "ARGS (handed to the demo, to pytest or to the benchmark; the stages of gpu, all where"
-	@echo "none is named), OUT (the results of gpu), WORKERS (processes that run the tests, now: $(WORKERS))."
+	@echo "none is named), OUT (the results of gpu), WORKERS (processes that run the tests, now:"
+	@echo "$(WORKERS))."
 
 install: $(VENV)/.installed ## set up .venv: torch, the built package, its tools
 
@@ -53,7 +55,8 @@ demo: install ## run ResNeXt-50 on photographs with and without the kernels, the
 	$(PY) -m resnext_kernels demo $(ARGS)
 
 test: install $(VENV)/.peers $(VENV)/.triton ## run the tests, WORKERS files at a time
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
+	    $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 bench: install ## time the kernels on the layers of ResNeXt-50
 	$(PY) -m resnext_kernels bench $(ARGS)
