@@ -62,9 +62,8 @@ def compile_launch(launch: Launch, tensors, capability: int):
     for index, (parameter, value) in enumerate(
         zip(kernel.params, (*tensors, *launch.arguments), strict=True)
     ):
-        known = not parameter.do_not_specialize
-        one = isinstance(value, int) and value == 1 and known
-        if parameter.is_constexpr or value is None or one:
+        fixed = parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1)
+        if fixed:
             signature[parameter.name] = "constexpr"
             constants[(index,)] = value
             continue
@@ -72,7 +71,7 @@ def compile_launch(launch: Launch, tensors, capability: int):
             signature[parameter.name] = "*" + TYPES[value.dtype]
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        if isinstance(value, torch.Tensor) or (value % 16 == 0 and known):
+        if isinstance(value, torch.Tensor) or value % 16 == 0:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)

@@ -44,12 +44,7 @@ def add_load(
     return sums
 
 
-@triton.jit(
-    do_not_specialize=[
-        "batch", "src_h", "src_w", "dst_h", "dst_w", "rows", "columns", "strip", "cell_blocks",
-        "column_blocks",
-    ]
-)  # fmt: skip
+@triton.jit
 def conv_rows(
     src, weight, bias, residual, dst,
     batch, src_h, src_w, dst_h, dst_w, rows, columns, strip, cell_blocks, column_blocks,

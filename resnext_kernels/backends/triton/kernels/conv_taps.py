@@ -31,12 +31,7 @@ def phase_taps(phase, PADDING: tl.constexpr, DILATION: tl.constexpr, STRIDE: tl.
     return first, count, (distance + STRIDE * DILATION * TAPS) // STRIDE - DILATION * TAPS
 
 
-@triton.jit(
-    do_not_specialize=[
-        "batch", "src_h", "src_w", "dst_h", "dst_w", "rows", "columns", "cell_blocks",
-        "pixel_blocks",
-    ]
-)  # fmt: skip
+@triton.jit
 def conv_taps(
     src, weight, bias, residual, dst,
     batch, src_h, src_w, dst_h, dst_w, rows, columns, cell_blocks, pixel_blocks,
@@ -64,7 +59,7 @@ def conv_taps(
     column = pixel % columns
     row = (pixel // columns) % rows
     image = pixel // columns // rows
-    exists = (image >= 0) & (image < batch)  # a last tile may pass 2^31 pixels
+    exists = image < batch
 
     block = cell // PARTS
     k = along(tl.arange(0, DEPTH), 2, CELLS)

@@ -14,11 +14,7 @@ import triton.language as tl
 from .tiles import along, cell_ids, offset, split_pixels, zeros
 
 
-@triton.jit(
-    do_not_specialize=[
-        "batch", "in_h", "in_w", "out_h", "rows", "columns", "cell_blocks", "steps", "split_steps",
-    ]
-)  # fmt: skip
+@triton.jit
 def wgrad_rows(
     grad, input, partial,
     batch, in_h, in_w, out_h, rows, columns, cell_blocks, steps, split_steps, split_size,
@@ -103,7 +99,7 @@ def wgrad_rows(
             tl.store(tap, sums[r * BLOCK_S + s].to(partial.dtype.element_ty), mask=valid)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit
 def add_splits(partial, out, splits, size, SPLITS: tl.constexpr, SIZE: tl.constexpr):
     """``out[i] = sum over splits of partial[split, i]`` for ``i < size``, always in one order."""
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)[None, :]
