@@ -19,7 +19,6 @@ struct Gpu {
   int multiprocessors = 0;
   int shared_per_block = 0;           // bytes a block may take
   int shared_per_multiprocessor = 0;  // bytes of all its blocks, of which each takes 1 KiB more
-  double bytes_per_clock = 13;        // of memory, for each multiprocessor; here an H100's
 
   auto operator<=>(const Gpu&) const = default;
 };

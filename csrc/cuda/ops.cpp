@@ -166,19 +166,6 @@ int attribute(int32_t device, cudaDeviceAttr name) {
   return value;
 }
 
-// Bytes of memory in a clock of the multiprocessors; 0 where the driver does not tell.
-double bytes_per_clock(int32_t device) {
-  constexpr double kReached = 0.9;  // of what the memory's clock allows
-  int clock = 0, memory_clock = 0, bits = 0;
-  if (cudaDeviceGetAttribute(&clock, cudaDevAttrClockRate, device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&memory_clock, cudaDevAttrMemoryClockRate, device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, device) != cudaSuccess) {
-    cudaGetLastError();  // forgets it
-    return 0;
-  }
-  return clock > 0 ? kReached * 2 * memory_clock * (bits / 8) / clock : 0;
-}
-
 cuda::Gpu gpu_of(int32_t device) {
   static std::mutex mutex;
   static std::map<int32_t, cuda::Gpu> known;
@@ -189,8 +176,6 @@ cuda::Gpu gpu_of(int32_t device) {
   gpu.multiprocessors = attribute(device, cudaDevAttrMultiProcessorCount);
   gpu.shared_per_block = attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   gpu.shared_per_multiprocessor = attribute(device, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  if (const double told = bytes_per_clock(device); told > 0)
-    gpu.bytes_per_clock = told / gpu.multiprocessors;
   known[device] = gpu;
   return gpu;
 }
