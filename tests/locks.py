@@ -1,4 +1,4 @@
-"""Lets one process at a time build what several share the tests of."""
+"""Lets one process at a time build what the tests of several need."""
 
 import fcntl
 from collections.abc import Iterator

@@ -150,3 +150,10 @@ def test_cuda(low):
         ours, theirs = both(*args)
     assert ours.dtype == theirs.dtype == low
     assert relative_error(ours, theirs.double().cpu()) < TOLERANCES[low]
+
+
+@pytest.mark.parametrize("operator", ["grouped_conv2d", "grouped_conv2d_fused"])
+@pytest.mark.parametrize("device", ["CPU", "CUDA", "XPU"])
+def test_devices_with_a_kernel_for_autocast(operator, device):
+    name = f"resnext_kernels::{operator}"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(name, f"Autocast{device}")

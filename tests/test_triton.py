@@ -80,7 +80,7 @@ def test_reasons_of_devices(gpus):
 
 
 @needs_triton
-@pytest.mark.skipif(torch.cuda.is_available(), reason="triton starts on a GPU")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="triton starts on a GPU")
 def test_triton_that_does_not_start_is_passed_over(monkeypatch):
     monkeypatch.setattr(triton, "INTERPRETED", False)
     case = dataclasses.replace(SERVED, device="xpu")

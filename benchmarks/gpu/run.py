@@ -68,7 +68,9 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
     if find_spec("xdist"):
         several = ["-n", str(min(12, os.cpu_count() or 1))]
         seed = str(SystemRandom().randrange(2**32))
-        alike = {"OMP_NUM_THREADS": "2", "RESNEXT_KERNELS_TEST_SEED": seed}
+        # Threads that turn while they wait would take the cores from the other processes.
+        threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+        alike = threads | {"RESNEXT_KERNELS_TEST_SEED": seed}
     tests = [f"tests/test_{stem}.py" for stem in ("gpu", "gpu_ops", "parity", "ops", "autocast")]
     bench = [python, "-m", "resnext_kernels", "bench", "--device", "cuda"]
     ours = ["cuda", "aten", "auto"]  # what update_tuned.py reads, and what users get
