@@ -22,9 +22,6 @@ class WinogradRunner {
   using E = typename S::E;
   using W = Winograd<STRIDE>;
   static constexpr int kVecs = S::kIsLane ? 1 : 2;
-  // Pixels are asked for while the unit before computes; where a unit takes no time, a block
-  // before.
-  static constexpr bool kByUnit = !S::kIsLane;
 
  public:
   // A task is a block of tiles of one image, for one chunk of units.
@@ -86,6 +83,10 @@ class WinogradRunner {
     taps_ = weights_ + p.chunk_units * p.unit_weights;
     patches_ = taps_ + tap_weights_;
     products_ = patches_ + W::kPoints * point_words_;
+    // Pixels are asked for while the units before compute: those that share cache lines at once.
+    // Units of lane kernels take no time: all of them a block before.
+    const int64_t units_of_a_line = kLineBytes / static_cast<int64_t>(channels_ * sizeof(E));
+    ahead_units_ = S::kIsLane ? p.chunk_units : std::max<int64_t>(1, units_of_a_line);
     zeros_ = reinterpret_cast<E*>(products_ + W::kPoints * kVecs * kBlockWords);
     std::fill_n(zeros_, p.chunk_units * channels_ + kLanes, E{0});
   }
@@ -101,10 +102,12 @@ class WinogradRunner {
     if (b.chunk != chunk_) start_chunk(b.chunk);
     list_pixels(b);
     for (int64_t u = 0; u < units_; ++u) {
-      if (kByUnit && u + 1 < units_) {
-        look_ahead(b, u + 1);
-      } else if (more && (kByUnit || u == 0)) {
-        look_ahead(block_of(task + 1), 0);
+      if (u % ahead_units_ == 0) {
+        if (u + ahead_units_ < units_) {
+          look_ahead(b, u + ahead_units_);
+        } else if (more) {
+          look_ahead(block_of(task + 1), 0);
+        }
       }
       unit(u);
     }
@@ -165,10 +168,10 @@ class WinogradRunner {
         }
   }
 
-  // Turns to the pixels that unit u of a block reads, and blocks before it did not, and to those it
-  // writes; unless `kByUnit`, to those of all units.
+  // Turns to the pixels that some units from u on of a block read, and blocks before it did not,
+  // and to those they write.
   void look_ahead(const Block& b, int64_t u) {
-    const int64_t units = kByUnit ? 1 : plan_->chunk_units;
+    const int64_t units = ahead_units_;
     const int64_t parts = units * W::kPoints * ((S::dst_vectors(c_) + kVecs - 1) / kVecs);
     const int64_t row = std::max<int64_t>(first_row(b) + (b.row > 0 ? W::kShared : 0), 0);
     const int64_t col = std::max<int64_t>(first_col(b) + (b.col > 0 ? W::kShared : 0), 0);
@@ -276,6 +279,7 @@ class WinogradRunner {
   int64_t tile_rows_, tile_cols_;  // of an image
   Parts cols_, rows_;              // blocks of them
   int64_t channels_;               // of a unit
+  int64_t ahead_units_ = 1;        // whose pixels are asked for at once
   int64_t point_words_, tap_weights_, vector_weights_;
   float *weights_ = nullptr, *taps_ = nullptr, *patches_ = nullptr, *products_ = nullptr;
   E* zeros_ = nullptr;
