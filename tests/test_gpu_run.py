@@ -199,7 +199,9 @@ def test_named_stages_run_alone(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_says_so_at_once(tmp_path):
-    command = ["make", "-s", "gpu", f"PYTHON={sys.executable}", f"OUT={tmp_path / 'new'}"]
+    # ARGS may come down from the `make test` around this.
+    variables = [f"PYTHON={sys.executable}", f"OUT={tmp_path / 'new'}", "ARGS="]
+    command = ["make", "-s", "gpu", *variables]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode != 0
     assert f"gpu: torch {torch.__version__} finds no CUDA device" in done.stderr
