@@ -94,10 +94,12 @@ def arch_entries(arch_list: str) -> list[str]:
 def gencode_flags(arch_list: str) -> list[str]:
     """nvcc's flags for a TORCH_CUDA_ARCH_LIST: machine code for each entry, PTX where asked for.
 
-    Entries are of the form "8.0", "9.0a" or "10.0+PTX".
+    Entries are of the form "8.0", "9.0a" or "10.0+PTX". Those below 10.0 are made from the PTX of
+    the lowest: nvcc makes the same machine code of it as of their own, and most of its time goes
+    into PTX. For 10.0 its own makes better code.
     Raises SystemExit for an entry of another form and for a list without entries.
     """
-    flags = []
+    names, with_ptx = [], []
     for entry in arch_entries(arch_list):
         match = CUDA_ARCH.fullmatch(entry)
         if match is None:
@@ -105,11 +107,16 @@ def gencode_flags(arch_list: str) -> list[str]:
                 f"{PACKAGE}: TORCH_CUDA_ARCH_LIST={arch_list!r}: entry {entry!r}; "
                 "expected compute capabilities such as 8.0, 9.0a or 10.0+PTX"
             )
-        name = match["major"] + match["minor"] + match["feature"]
-        flags.append(f"-gencode=arch=compute_{name},code=sm_{name}")
+        names.append(match["major"] + match["minor"] + match["feature"])
         if match["ptx"]:
-            flags.append(f"-gencode=arch=compute_{name},code=compute_{name}")
-    return list(dict.fromkeys(flags))
+            with_ptx.append(names[-1])
+    older = sorted(name for name in names if len(name.rstrip("af")) == 2)
+    made: dict[str, list[str]] = {}  # of each PTX
+    for name in dict.fromkeys(names):
+        made.setdefault(older[0] if name in older else name, []).append(f"sm_{name}")
+    for name in dict.fromkeys(with_ptx):
+        made.setdefault(name, []).append(f"compute_{name}")
+    return [f"-gencode=arch=compute_{ptx},code=[{','.join(code)}]" for ptx, code in made.items()]
 
 
 def nvcc_version(cuda_home: Path) -> str:

@@ -25,23 +25,22 @@ def setup_script() -> ModuleType:
 @pytest.mark.parametrize(
     ("arch_list", "expected"),
     [
-        ("8.0", ["arch=compute_80,code=sm_80"]),
-        ("9.0a", ["arch=compute_90a,code=sm_90a"]),
-        ("12.0f", ["arch=compute_120f,code=sm_120f"]),
-        (
-            "10.0+PTX",
-            ["arch=compute_100,code=sm_100", "arch=compute_100,code=compute_100"],
-        ),
+        ("8.0", ["arch=compute_80,code=[sm_80]"]),
+        ("9.0a", ["arch=compute_90a,code=[sm_90a]"]),
+        ("12.0f", ["arch=compute_120f,code=[sm_120f]"]),
+        ("10.0+PTX", ["arch=compute_100,code=[sm_100,compute_100]"]),
         (
             "8.0;9.0a;10.0+PTX",
-            [
-                "arch=compute_80,code=sm_80",
-                "arch=compute_90a,code=sm_90a",
-                "arch=compute_100,code=sm_100",
-                "arch=compute_100,code=compute_100",
-            ],
+            ["arch=compute_80,code=[sm_80,sm_90a]", "arch=compute_100,code=[sm_100,compute_100]"],
         ),
-        ("8.0 8.6, 8.0;", ["arch=compute_80,code=sm_80", "arch=compute_86,code=sm_86"]),
+        ("8.0 8.6, 8.0;", ["arch=compute_80,code=[sm_80,sm_86]"]),
+        ("9.0a;8.6+PTX", ["arch=compute_86,code=[sm_90a,sm_86,compute_86]"]),
+        (
+            "9.0+PTX;8.0",
+            ["arch=compute_80,code=[sm_90,sm_80]", "arch=compute_90,code=[compute_90]"],
+        ),
+        ("9.0;9.0a", ["arch=compute_90,code=[sm_90,sm_90a]"]),
+        ("10.0;12.0", ["arch=compute_100,code=[sm_100]", "arch=compute_120,code=[sm_120]"]),
     ],
 )
 def test_gencode_flags(setup_script: ModuleType, arch_list: str, expected: list[str]) -> None:
@@ -57,7 +56,7 @@ def test_gencode_flags_names_a_bad_entry(setup_script: ModuleType, arch_list: st
 
 def test_default_archs_are_an_arch_list(setup_script: ModuleType) -> None:
     flags = setup_script.gencode_flags(setup_script.DEFAULT_CUDA_ARCHS)
-    assert flags[-1].endswith("code=compute_100"), "no PTX for later GPUs"
+    assert flags[-1].endswith(",compute_100]"), "no PTX for later GPUs"
 
 
 @pytest.mark.parametrize(
