@@ -29,6 +29,12 @@ CASES = [
     problem(112, groups=1, batch=1, size=(33, 2)),
     problem(9, 11, groups=4, batch=5, size=(3, 3)),
     problem(16, batch=7, size=(2, 5)),
+    # Tiles row by row, where rows of them do not fill a block of some instruction set.
+    *(problem(width, groups=3, size=(13, 14)) for width in (16, 24, 64)),
+    *(problem(width, groups=3, size=(27, 26), stride=(2, 2)) for width in (24, 64)),
+    problem(8, groups=4, size=(27, 28)),
+    problem(32, 16, batch=1, padding=(2, 0), size=(12, 15)),
+    problem(24, groups=1, batch=3, size=(9, 18)),
     *(
         problem(w, padding=(pad, 3 - pad), size=(18, 61), stride=(2, 2))
         for w in (8, 24)

@@ -13,6 +13,7 @@ namespace {
 #include "pack.h"
 #include "look_ahead.h"
 #include "tap_run.h"
+#include "winograd_blocks.h"
 #include "winograd_kernels.h"
 #include "winograd_run.h"
 #include "tap_select.h"

@@ -9,14 +9,6 @@ inline int64_t winograd_weight_words() {
   return std::clamp(second_level_cache() / 8, kFewest, kMost);
 }
 
-// `all` cut into even parts of at most `most`.
-struct Parts {
-  int64_t count, size;
-
-  Parts(int64_t all, int64_t most)
-      : count((all + most - 1) / most), size((all + count - 1) / count) {}
-};
-
 template <class S, int STRIDE>
 class WinogradRunner {
   using E = typename S::E;
@@ -31,7 +23,7 @@ class WinogradRunner {
     p.units = S::units(c);
     p.unit_weights = S::dst_vectors(c) * r.vector_weights_;
     // A thread transforms weights for itself: blocks of the same units belong to few threads.
-    const int64_t blocks = c.batch * r.rows_.count * r.cols_.count;
+    const int64_t blocks = c.batch * r.blocks_.count();
     const int64_t shared = p.units * blocks / (4 * threads);
     const Chunks chunks(p.units, std::min(winograd_weight_words() / p.unit_weights, shared),
                         threads);
@@ -56,16 +48,13 @@ class WinogradRunner {
   }
 
  private:
-  struct Block {
-    int64_t chunk, n, row, col;  // its first tile's
+  struct Block : TileBlock {
+    int64_t chunk, n;
   };
 
   explicit WinogradRunner(const TapConv& c)
       : c_(c),
-        tile_rows_((c.dst_rows + 1) / 2),
-        tile_cols_((c.dst_cols + 1) / 2),
-        cols_(tile_cols_, most_tiles(c)),
-        rows_(tile_rows_, most_tiles(c) / cols_.size),
+        blocks_((c.dst_rows + 1) / 2, (c.dst_cols + 1) / 2, most_tiles(c), !S::kIsLane),
         channels_(S::unit_channels(c)),
         point_words_((channels_ + kLanes - 1) / kLanes * kBlockWords),
         tap_weights_(9 * S::tap_words(c) * kLanes),
@@ -92,9 +81,8 @@ class WinogradRunner {
   }
 
   Block block_of(int64_t task) const {
-    const int64_t col = task % cols_.count, rest = task / cols_.count;
-    const int64_t row = rest % rows_.count, image = rest / rows_.count;
-    return {image / c_.batch, image % c_.batch, row * rows_.size, col * cols_.size};
+    const int64_t image = task / blocks_.count();
+    return {blocks_.block(task % blocks_.count()), image / c_.batch, image % c_.batch};
   }
 
   void block(int64_t task, bool more) {
@@ -141,52 +129,62 @@ class WinogradRunner {
   int64_t result(const Block& b, int64_t row, int64_t col) const {
     return ((b.n * c_.dst_rows + row) * c_.dst_cols + col) * c_.dst_channels();
   }
-  // Of the block's first patch.
-  int64_t first_row(const Block& b) const { return W::kStep * b.row + c_.vertical.first_source(0); }
-  int64_t first_col(const Block& b) const {
-    return W::kStep * b.col + c_.horizontal.first_source(0);
+  int64_t source_row(int64_t tile_row) const {
+    return W::kStep * tile_row + c_.vertical.first_source(0);
+  }
+  int64_t source_col(int64_t tile_col) const {
+    return W::kStep * tile_col + c_.horizontal.first_source(0);
   }
 
-  // Zeros stand for what lies beside the source; results beside the destination are at -1.
   void list_pixels(const Block& b) {
-    rows_here_ = std::min(rows_.size, tile_rows_ - b.row);
-    cols_here_ = std::min(cols_.size, tile_cols_ - b.col);
-    source_cols_ = W::kStep * cols_here_ + W::kShared;
+    segments_here_ = blocks_.segments(b, segments_);
     const E** source_at = sources_;
-    for (int64_t i = 0; i < W::kStep * rows_here_ + W::kShared; ++i)
-      for (int64_t j = 0; j < source_cols_; ++j) {
-        const int64_t row = first_row(b) + i, col = first_col(b) + j;
-        const bool there = row >= 0 && row < c_.src_rows && col >= 0 && col < c_.src_cols;
-        *source_at++ = there ? source(b, row, col) : zeros_;
-      }
     int64_t* result_at = results_;
-    for (int64_t y = 0; y < rows_here_; ++y)
-      for (int64_t x = 0; x < cols_here_; ++x)
-        for (int i = 0; i < 4; ++i) {
-          const int64_t row = 2 * (b.row + y) + i / 2, col = 2 * (b.col + x) + i % 2;
-          *result_at++ = row < c_.dst_rows && col < c_.dst_cols ? result(b, row, col) : -1;
-        }
+    for (int64_t i = 0; i < segments_here_; ++i) {
+      source_at = list_sources(b, segments_[i], source_at);
+      result_at = list_results(b, segments_[i], result_at);
+    }
+    tiles_here_ = (result_at - results_) / 4;
   }
+
+  // Zeros stand for what lies beside the source.
+  const E** list_sources(const Block& b, const TileSegment& s, const E** at) const {
+    const int64_t first_row = source_row(s.row), first_col = source_col(s.col);
+    for (int64_t row = first_row; row < first_row + W::kSide; ++row)
+      for (int64_t col = first_col; col < first_col + source_cols(s); ++col) {
+        const bool there = row >= 0 && row < c_.src_rows && col >= 0 && col < c_.src_cols;
+        *at++ = there ? source(b, row, col) : zeros_;
+      }
+    return at;
+  }
+  // Those beside the destination are at -1.
+  int64_t* list_results(const Block& b, const TileSegment& s, int64_t* at) const {
+    for (int64_t x = s.col; x < s.col + s.tiles; ++x)
+      for (int i = 0; i < 4; ++i) {
+        const int64_t row = 2 * s.row + i / 2, col = 2 * x + i % 2;
+        *at++ = row < c_.dst_rows && col < c_.dst_cols ? result(b, row, col) : -1;
+      }
+    return at;
+  }
+  int64_t source_cols(const TileSegment& s) const { return W::kStep * s.tiles + W::kShared; }
 
   // Turns to the pixels that some units from u on of a block read, and blocks before it did not,
   // and to those they write.
   void look_ahead(const Block& b, int64_t u) {
     const int64_t units = ahead_units_;
     const int64_t parts = units * W::kPoints * ((S::dst_vectors(c_) + kVecs - 1) / kVecs);
-    const int64_t row = std::max<int64_t>(first_row(b) + (b.row > 0 ? W::kShared : 0), 0);
-    const int64_t col = std::max<int64_t>(first_col(b) + (b.col > 0 ? W::kShared : 0), 0);
-    const int64_t rows =
-        std::min(first_row(b) + W::kStep * rows_.size + W::kShared, c_.src_rows) - row;
-    const int64_t cols =
-        std::min(first_col(b) + W::kStep * cols_.size + W::kShared, c_.src_cols) - col;
-    sources_ahead_.start(source(b, row, col) + u * channels_, c_.src_strides, cols > 0 ? rows : 0,
-                         cols, units * channels_, parts);
+    const int64_t row = std::max<int64_t>(source_row(b.row) + (b.row > 0 ? W::kShared : 0), 0);
+    const int64_t col = std::max<int64_t>(source_col(b.col) + (b.col > 0 ? W::kShared : 0), 0);
+    const int64_t rows = std::min(source_row(b.row + b.rows) + W::kShared, c_.src_rows) - row;
+    const int64_t cols = std::min(source_col(b.col + b.cols) + W::kShared, c_.src_cols) - col;
+    sources_ahead_.start(source(b, row, col) + u * channels_, c_.src_strides,
+                         b.rows > 0 && cols > 0 ? rows : 0, cols, units * channels_, parts);
     if (plan_->stream) return;
     const PixelStrides dense = {0, c_.dst_cols * c_.dst_channels(), c_.dst_channels()};
     const E* to = static_cast<const E*>(c_.dst) + result(b, 2 * b.row, 2 * b.col) +
                   (b.chunk * plan_->chunk_units + u) * S::unit_dst(c_);
-    results_ahead_.start(to, dense, std::min(2 * rows_.size, c_.dst_rows - 2 * b.row),
-                         std::min(2 * cols_.size, c_.dst_cols - 2 * b.col), units * S::unit_dst(c_),
+    results_ahead_.start(to, dense, std::min(2 * b.rows, c_.dst_rows - 2 * b.row),
+                         std::min(2 * b.cols, c_.dst_cols - 2 * b.col), units * S::unit_dst(c_),
                          parts);
   }
 
@@ -200,12 +198,15 @@ class WinogradRunner {
     float* to = patches_;
     for (int64_t c = 0; c < here; c += kLanes, to += kBlockWords) {
       const int n = static_cast<int>(std::min<int64_t>(kLanes, here - c));
-      for (int64_t y = 0; y < rows_here_; ++y) {
-        const E* const* sources = sources_ + W::kStep * y * source_cols_;
-        float* row_to = to + y * cols_here_ * kLanes;
-        const auto patch_row =
-            n == kLanes ? W::template patch_row<kLanes, E> : W::template patch_row<0, E>;
-        patch_row(sources, source_cols_, cols_here_, u * channels_ + c, n, row_to, point_words_);
+      const auto patch_row =
+          n == kLanes ? W::template patch_row<kLanes, E> : W::template patch_row<0, E>;
+      const E* const* sources = sources_;
+      float* row_to = to;
+      for (int64_t i = 0; i < segments_here_; ++i) {
+        const TileSegment& s = segments_[i];
+        patch_row(sources, source_cols(s), s.tiles, u * channels_ + c, n, row_to, point_words_);
+        sources += W::kSide * source_cols(s);
+        row_to += s.tiles * kLanes;
       }
     }
     const int64_t vectors = S::dst_vectors(c_);
@@ -217,7 +218,7 @@ class WinogradRunner {
   // VECS vectors of destination channels from v on.
   template <int VECS>
   void multiply(int64_t u, int64_t v) {
-    const int tiles = static_cast<int>(rows_here_ * cols_here_);
+    const int tiles = static_cast<int>(tiles_here_);
     const float* weights = weights_ + u * plan_->unit_weights + v * vector_weights_;
     const Products operands = {.patches = patches_,
                                .weights = weights,
@@ -276,17 +277,18 @@ class WinogradRunner {
 
   const TapConv& c_;
   const TapPlan* plan_ = nullptr;
-  int64_t tile_rows_, tile_cols_;  // of an image
-  Parts cols_, rows_;              // blocks of them
-  int64_t channels_;               // of a unit
-  int64_t ahead_units_ = 1;        // whose pixels are asked for at once
+  TileBlocks blocks_;        // of an image
+  int64_t channels_;         // of a unit
+  int64_t ahead_units_ = 1;  // whose pixels are asked for at once
   int64_t point_words_, tap_weights_, vector_weights_;
   float *weights_ = nullptr, *taps_ = nullptr, *patches_ = nullptr, *products_ = nullptr;
   E* zeros_ = nullptr;
   LookAhead sources_ahead_, results_ahead_;
   Vec check_ = zero();
   int64_t chunk_ = -1, first_ = 0, units_ = 0;
-  int64_t rows_here_ = 0, cols_here_ = 0, source_cols_ = 0;  // of the block
-  const E* sources_[W::kSide * (W::kStep * kTiles + W::kShared)];
+  int64_t segments_here_ = 0, tiles_here_ = 0;  // of the block
+  TileSegment segments_[kTiles];
+  // As many as all tiles apart would have.
+  const E* sources_[W::kSide * W::kSide * kTiles];
   int64_t results_[4 * kTiles];
 };
