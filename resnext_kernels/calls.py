@@ -42,7 +42,7 @@ def grouped_calls(model: nn.Module, images: Tensor) -> list[Call]:
     """
     if not isinstance(images, Tensor):
         raise ModelError(f"images: {type(images).__name__}, expected a Tensor")
-    model = getattr(model, "_orig_mod", model)  # hooks would break the graph of torch.compile
+    model = getattr(model, "_orig_mod", model)
     found: list[Call] = []
     hooks = [
         module.register_forward_pre_hook(
@@ -57,9 +57,10 @@ def grouped_calls(model: nn.Module, images: Tensor) -> list[Call]:
         and module.groups > 1
     ]
     try:
-        with _evaluating(model):
+        # What torch.compile has compiled before would run without the hooks.
+        with _evaluating(model), torch.compiler.set_stance("force_eager"):
             model(images)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # code of the user's own may raise anything
         raise ModelError(
             f"{type(model).__name__} fails on input {tuple(images.shape)}: "
             f"{type(error).__name__}: {error}"

@@ -6,7 +6,6 @@ nothing else reads: a batch normalisation (into its weights), a residual sum and
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from . import fuse_graph as graphs
 from .fuse_memory import bound_to_format, in_first_format
+from .fuse_record import record
 from .fused_conv import become_fused
 from .problem import ProblemError
 
@@ -53,8 +53,9 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
         TypeError: ``model`` is not a module.
         ProblemError: ``model`` or a part of it is in training mode or cannot be copied; it is
             TorchScript; its own forward (not that of a part, which then stays as it is) has control
-            flow, autocast, another container or writes to a tensor that it makes, which `torch.fx`
-            cannot record, or hooks. The remedy is to optimise its parts:
+            flow, autocast, random numbers, another container, writes to a buffer or to a tensor
+            that it makes, which `torch.fx` cannot record, or hooks, or returns what hooks on its
+            parts collected. The remedy is to optimise its parts:
             ``model.backbone = optimize_for_inference(model.backbone)``.
     """
     if not isinstance(model, nn.Module):
@@ -65,22 +66,12 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
             raise ProblemError(f"model: {where} is in training mode, expected model.eval()")
     # Out of inference mode, so that the copy's tensors are not confined to it.
     with torch.inference_mode(False), torch.no_grad():
-        fast, unrecorded = graphs.record(_copied(model))
+        fast, unrecorded = record(model)
         report = _Fuser(fast, unrecorded).run()
     vars(fast)["report"] = report
     fast.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"report": report}  # by copies
     fast.recompile()
     return fast
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise ProblemError(
-            f"model: {type(model).__name__} expected one that can be copied, without sharded "
-            f"weights, or weights that pruning or weight_norm computed with gradients ({error})"
-        ) from error
 
 
 class FusionReport:
@@ -236,7 +227,8 @@ class _Fuser:
         norm, (source, *_) = self.modules[node.target], node.all_input_nodes
         if reason := graphs.reason_against_norm(norm):
             return reason
-        if self._is_fused(source) and graphs.only_reader(source) is not node:
+        last = set(self.found.get(source.target, ())) & {"ReLU", "residual sum"}
+        if self._is_fused(source) and not last and graphs.only_reader(source) is not node:
             return f"the output of {source.target} is read elsewhere, too"
         if source.op == "call_module" and source.target in self.report.left:
             return f"{source.target} was left alone"

@@ -1,186 +1,32 @@
-"""Graphs of `torch.fx` for `optimize_for_inference`: recording them, finding what to fuse."""
+"""Graphs of `torch.fx` for `optimize_for_inference`: finding what to fuse."""
 
 from __future__ import annotations
 
-import inspect
 import operator
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.fx.immutable_collections import immutable_dict, immutable_list
-from torch.jit import ScriptModule
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import is_parametrized
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .augmented import AUGMENTED, Proxy
-from .fuse_memory import Modules, writes_to_constant
+from .augmented import AUGMENTED
+from .fuse_memory import Modules
 from .fused_conv import FusedConv2d, FusedGroupedConv2d
 from .nn import GroupedConv2d
-from .problem import FLOATING, ProblemError
+from .problem import FLOATING
 
-# What `torch.fx` records as what it is, unlike other kinds of these.
-_AS_THEY_ARE = {dict, list, tuple, torch.Size, immutable_dict, immutable_list, pytree.TreeSpec}
-_CONSTANTS = (type(None), bool, int, float, str)
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _SUMS = (operator.add, torch.add, "add")
 _SUMS_IN_PLACE = (AUGMENTED["iadd"], "add_")
-
-
-def record(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
-    """The graph of ``model``, which is used up, and why which of its parts are not looked into.
-
-    Raises:
-        ProblemError: the forward of ``model`` itself cannot be recorded.
-    """
-    kind = type(model).__name__
-    if isinstance(model, ScriptModule):
-        raise ProblemError(f"model: {kind} is TorchScript, expected a module from before scripting")
-    if hasattr(model, "_orig_mod"):
-        raise ProblemError(f"model: {kind} is compiled, expected the module before torch.compile")
-    if has_hooks(model) or "forward" in vars(model):
-        what = "hooks" if has_hooks(model) else "a forward of its own instance"
-        raise ProblemError(
-            f"model: {kind} has {what}, expected a module without; optimise it before adding them"
-        )
-    opaque: dict[str, str] = {}
-    defaults = _defaults(model)
-    while True:
-        recorder = _Recorder(opaque)
-        try:
-            graph = recorder.trace(model, concrete_args=defaults)
-            break
-        except Exception as error:
-            if recorder.failed is None:
-                raise ProblemError(
-                    f"model: torch.fx cannot record {kind}.forward, expected one without control "
-                    f"flow on tensors or autocast; optimise its parts instead ({_reason(error)})"
-                ) from error
-            path, part = recorder.failed
-            opaque[path] = f"torch.fx cannot record {part}.forward: {_reason(error)}"
-    names = {f"{name}_1": name for name in defaults}  # torch.fx has given them a number
-    for node in graph.find_nodes(op="placeholder"):
-        node.target = names.get(node.target, node.target)
-    for node in graph.nodes:
-        node.type = None  # an annotation that is a string makes torch.fx fail to pickle the graph
-    for path in recorder.norm_acts:
-        _make_plain_norm(model, path)
-    return fx.GraphModule(model, graph, kind).eval(), opaque
 
 
 def is_norm_act(module: nn.Module) -> bool:
     """Whether it is timm's batch normalisation with an activation of its own."""
     kind = type(module)
     return kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.")
-
-
-class _Recorder(fx.Tracer):
-    def __init__(self, opaque: dict[str, str] | None = None) -> None:
-        super().__init__()
-        self.opaque = {} if opaque is None else opaque  # torch.fx unpickles a graph with none
-        self.failed: tuple[str, str] | None = None
-        self.norm_acts: set[str] = set()
-        self.autocasts = _autocasts()
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return Proxy(node, self)
-
-    def create_arg(self, a: Any) -> Any:
-        """As `torch.fx`, which makes plain dicts, lists and tuples of the kinds derived of them."""
-        kind = type(a)
-        if kind in _AS_THEY_ARE or isinstance(a, (fx.Proxy, fx.node.Node)):
-            return super().create_arg(a)
-        if kind is OrderedDict:
-            return self.create_node("call_function", kind, (self.create_arg(dict(a)),), {})
-        if kind in pytree.SUPPORTED_NODES:
-            leaves, spec = pytree.tree_flatten(a)
-            arguments = self.create_arg(leaves), self.create_arg(spec)
-            return self.create_node("call_function", pytree.tree_unflatten, arguments, {})
-        if isinstance(a, (dict, list, tuple)) and not hasattr(a, "_fields"):
-            raise TypeError(f"a {kind.__name__} is no container that torch.utils._pytree knows")
-        if is_dataclass(a) and not _is_plain_record(kind):
-            raise TypeError(f"a {kind.__name__} is a dataclass that its fields alone do not make")
-        return super().create_arg(a)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _autocasts() != self.autocasts:
-            raise RuntimeError("it uses autocast")  # of which the graph would know nothing
-        node = super().create_node(*args, **kwargs)
-        if writes_to_constant(node):
-            raise RuntimeError("it writes to a tensor that each call makes anew")
-        return node
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if has_hooks(m) and next(m.children(), None) is not None:
-            self.opaque[module_qualified_name] = "it has hooks"
-        return (
-            module_qualified_name in self.opaque
-            or isinstance(m, _ConvNd)
-            or has_hooks(m)
-            or super().is_leaf_module(m, module_qualified_name)
-        )
-
-    def call_module(
-        self,
-        m: Any,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        path = self.path_of_module(m)
-        if is_norm_act(m) and not has_hooks(m):
-            self.norm_acts.add(path)
-            return m.act(m.drop(self.create_proxy("call_module", path, args, kwargs)))
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            if self.failed is None and not self.is_leaf_module(m, path):
-                self.failed = path, type(m).__name__
-            raise
-
-
-def _is_plain_record(kind: type) -> bool:
-    """Whether a dataclass holds what its constructor is given, and nothing else."""
-    return not hasattr(kind, "__post_init__") and all(field.init for field in fields(kind))
-
-
-def _autocasts() -> int:
-    """How many contexts of autocast this is in, of those too that turn it off."""
-    count = torch.autocast_increment_nesting()
-    torch.autocast_decrement_nesting()
-    return count
-
-
-def _defaults(model: nn.Module) -> dict[str, Any]:
-    """The arguments of its forward that are recorded as what they are by default.
-
-    A tensor stands in for every other argument, and would be taken for one where forward asks
-    ``if mask is None``.
-    """
-    parameters = inspect.signature(type(model).forward).parameters.values()
-    return {p.name: p.default for p in parameters if isinstance(p.default, _CONSTANTS)}
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _make_plain_norm(model: nn.Module, path: str) -> None:
-    """Replace a normalisation with an activation by one without: the graph calls that by itself."""
-    parent, _, name = path.rpartition(".")
-    norm = model.get_submodule(path)
-    plain = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
-    vars(plain).update(vars(norm))
-    setattr(model.get_submodule(parent), name, plain)
 
 
 def has_hooks(module: nn.Module) -> bool:

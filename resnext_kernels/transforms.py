@@ -21,7 +21,7 @@ from .problem import ConvProblem, Pair, ProblemError
 
 Operands = tuple[Tensor | None, Tensor | None, Tensor | None]
 
-_WEIGHT = 2
+_INPUT, _WEIGHT = 1, 2
 
 
 # Inlining an autograd.Function under a transform, torch.compile ignores its rules.
@@ -154,7 +154,9 @@ class _Trilinear(torch.autograd.Function):
             }
         result = _Trilinear.apply(*folded, dataclasses.replace(problem, **factor), backend)
         dim = 0 if shares_weight or wanted == _WEIGHT else 1
-        return result.unflatten(dim, (size, -1)), dim
+        channels = problem.in_channels if wanted == _INPUT else problem.out_channels
+        each = problem.batch if shares_weight else channels
+        return result.unflatten(dim, (size, each)), dim
 
 
 def _replaced(operands, slot: int, value: Tensor | None) -> Operands:

@@ -318,3 +318,12 @@ def test_a_wrong_shape_is_red(monkeypatch):
 def test_implementations_are_frozen_values():
     assert all(isinstance(i, Implementation) and i.name == n for n, i in {**OURS, **PEERS}.items())
     assert set(OURS) >= {"auto", "cpu", "aten"} and "aten" not in DEFAULT_OURS
+
+
+def test_a_run_interrupted_before_a_case_is_done_keeps_nothing(monkeypatch, tmp_path):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "call_microseconds", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run([case()], ours=["aten"], seconds=0)

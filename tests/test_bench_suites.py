@@ -134,3 +134,9 @@ def test_a_file_that_cannot_be_read(tmp_path):
     for path in (tmp_path / "nowhere.json", tmp_path):
         with pytest.raises(custom.SuiteError, match=path.name):
             custom.read_suite(path)
+
+
+def test_what_is_asked_for_twice_is_one_case():
+    twice = ["fprop", "fprop"], [torch.float32] * 2, [1, 1]
+    once = ["fprop"], [torch.float32], [1]
+    assert suites.cases_of("resnext50", *twice) == suites.cases_of("resnext50", *once)

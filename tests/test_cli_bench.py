@@ -199,3 +199,11 @@ def test_whole_models_and_layers_are_told_apart(tmp_path, capsys):
     path.write_text(json.dumps(model_result()))
     assert main(["bench", *QUICK, "--compare", str(path)]) == 0
     assert "Only in the earlier run: 4 of its records, of model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_path_that_cannot_be_looked_at_is_a_misuse(option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", option, "a" * 300 + ".json"])
+    assert caught.value.code == 2
+    assert "File name too long" in capsys.readouterr().err

@@ -162,3 +162,14 @@ def test_the_decisive_reason_is_not_of_a_backend_for_other_devices(monkeypatch):
 def test_a_model_that_fails():
     with pytest.raises(ModelError, match=r"ResNeXt fails on input \(1, 4, 64, 64\): RuntimeError"):
         rk.explain(tiny(), torch.randn(1, 4, 64, 64))
+
+
+@pytest.mark.parametrize("part", ["whole", "inner"])
+def test_a_model_that_was_compiled_and_has_run(part):
+    model = nn.Sequential(nn.Identity(), nn.Conv2d(8, 8, 3, groups=4)).eval()
+    (model if part == "whole" else model[1]).compile(backend="eager")
+    images = torch.randn(1, 8, 6, 6)
+    with torch.no_grad():
+        model(images)
+    for _ in range(2):
+        assert [call.name for call in grouped_calls(model, images)] == ["1"]

@@ -253,3 +253,9 @@ def test_integers_of_numpy():
 def test_unknown_options_are_refused(option):
     with pytest.raises(TypeError, match=option):
         models.resnext50_32x4d(**{option: 1})
+
+
+@torch.no_grad()
+def test_scripted():
+    model, images = tiny().eval(), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(torch.jit.script(model)(images), model(images))

@@ -202,3 +202,9 @@ def test_plain_calls_do_not_load_the_transforms():
     with forward_ad.dual_level():
         assert plain.is_transformed()
     assert transforms.grouped_conv2d is rk.functional._transformable()
+
+
+def test_vmap_over_nothing():
+    weight = torch.randn(8, 4, 3, 3)
+    call = torch.func.vmap(lambda x: rk.grouped_conv2d(x, weight, groups=2))
+    assert call(torch.randn(0, 2, 8, 6, 6)).shape == (0, 2, 8, 4, 4)

@@ -41,6 +41,11 @@ def dense(): return nn.Conv2d(3, 8, 3)
 def tuple_of_images(): return convs()[0], (torch.randn(2, 3, 12, 10),)
 def no_images(): return convs()[0], torch.randn(0, 3, 12, 10)
 def fails(): return nn.Conv2d(4, 4, 3, groups=2)
+def number_of_images(): return convs()[0], torch.tensor(1.0)
+def ends(): raise SystemExit(0)
+class Ends(nn.Module):
+    def forward(self, x): raise SystemExit(0)
+def ends_in_a_call(): return Ends()
 """
 
 
@@ -110,6 +115,9 @@ def test_tune_takes_a_model_of_the_users(models, capsys):
         ("{}:dense", "no grouped convolutions"),
         ("{}:tuple_of_images", "tuple, expected a Tensor"),
         ("{}:no_images", "expected at least one image"),
+        ("{}:number_of_images", "an example of shape (), expected at least one image"),
+        ("{}:ends", "SystemExit: 0"),
+        ("{}:ends_in_a_call", "Ends fails on input (1, 3, 224, 224): SystemExit: 0"),
         ("{}:fails", "Conv2d fails on input (1, 3, 224, 224): RuntimeError"),
     ],
 )
@@ -182,9 +190,10 @@ def test_an_interrupted_run_keeps_whole_cases(monkeypatch, capsys, cache, done):
         return real(calls, *args)
 
     monkeypatch.setattr(runner, "interleaved", interrupted)
-    assert main(["tune", "--device", "cpu", "--dtype", "float32", "--batch", "2"]) == 1
+    code = main(["tune", "--device", "cpu", "--dtype", "float32", "--batch", "2"])
     out = capsys.readouterr().out
-    assert f"interrupted: the last {6 - done} of 6 cases are not measured" in out
+    assert code == (1 if done else 130)
+    assert (f"interrupted: the last {6 - done} of 6 cases are not measured" in out) == (done > 0)
     assert (f"written: {table()}" in out) == table().exists() == (done > 0)
     records = sum(user_table.load("cpu", "cpu").runs.values(), ())
     cases = suites.cases_of("resnext50", DIRECTIONS, [torch.float32], [2])
@@ -226,3 +235,18 @@ def test_a_write_that_fails_leaves_the_old_table(monkeypatch, capsys, cache):
     assert main(["tune", *chosen]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert [path.read_text() for path in cache.iterdir()] == [text]
+
+
+def test_layers_of_several_precisions_are_measured_once():
+    conv = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = conv, nn.Conv2d(8, 8, 3, padding=1, groups=4).bfloat16()
+
+        def forward(self, x):
+            return self.second(self.first(x).bfloat16())
+
+    (layer,) = recorded.grouped_layers(Mixed(), torch.randn(1, 8, 6, 6))
+    assert layer.count == 2

@@ -116,8 +116,9 @@ def without(key):
             lambda s: s | {"fc.weight": torch.ones(3, 2048), "fc.bias": torch.ones(3)},
             "num_classes=7 does not fit the weights: expected 3",
         ),
-        (lambda s: s | {"epoch": 3}, "not tensors: epoch"),
+        (lambda s: s | {"epoch": 3}, "not tensors by name: epoch"),
         (lambda s: {}, "an empty mapping"),
+        (lambda s: {1: torch.ones(1), **s}, "not tensors by name: 1; expected a state_dict"),
         (lambda s: {f"{i}.weight": torch.ones(1) for i in range(5)}, "5 numbered modules"),
         (
             lambda s: {f"4.0.0.0.{i}.weight": torch.ones(1) for i in range(4)},
@@ -142,9 +143,15 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def short(path):
+    torch.save(tiny().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
+        ("short.pth", short, "short.pth.: not a file that torch"),
         ("text.pth", lambda path: path.write_text("weights"), "text.pth.: not a file that torch"),
         ("empty.pt", lambda path: path.write_bytes(b""), "empty.pt.: not a file that torch"),
         ("cut.pth", truncated, "cut.pth.: not a file that torch"),

@@ -37,7 +37,7 @@ def load(name: str) -> tuple[nn.Module, Tensor]:
     try:
         made = _of_library(place, model) if place in _LIBRARIES else _of_file(place, model)()
         module, images = made if isinstance(made, tuple) else (made, None)
-    except Exception as error:  # code of the user's own may raise anything
+    except (Exception, SystemExit) as error:  # code of the user's own may raise anything
         raise ModelError(f"{name}: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name}: returned {type(module).__name__}, expected a torch.nn.Module")
@@ -46,7 +46,7 @@ def load(name: str) -> tuple[nn.Module, Tensor]:
     if not isinstance(images, Tensor):
         kind = type(images).__name__
         raise ModelError(f"{name}: an example of type {kind}, expected a Tensor")
-    if images.numel() == 0:
+    if images.dim() == 0 or images.numel() == 0:
         shape = tuple(images.shape)
         raise ModelError(f"{name}: an example of shape {shape}, expected at least one image")
     return module, images
@@ -85,6 +85,8 @@ def layers_of(name: str) -> list[ModelLayer]:
 def grouped_layers(model: nn.Module, images: Tensor) -> list[ModelLayer]:
     """The distinct grouped convolutions that ``model`` calls on ``images``, for one image.
 
+    Of float32 on the CPU, whatever the model's: it is measured in others.
+
     Raises:
         ModelError: the model fails on the images.
     """
@@ -92,6 +94,8 @@ def grouped_layers(model: nn.Module, images: Tensor) -> list[ModelLayer]:
         replace(
             call.problem,
             batch=max(1, call.problem.batch // len(images)),
+            dtype=torch.float32,
+            device="cpu",
             channels_last=False,
         )
         for call in grouped_calls(model, images)

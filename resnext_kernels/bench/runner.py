@@ -110,7 +110,7 @@ def run(
     The cases are of one device; on a GPU, cuDNN picks its algorithms by measurement. ``seconds``
     is the aimed duration of the timed rounds of one case. ``progress`` is called with the
     measurements of each case when it is done. An implementation that raises is recorded as failed;
-    a KeyboardInterrupt ends the run with the cases that are done.
+    a KeyboardInterrupt ends the run with the cases that are done, if there are any.
     """
     device = cases[0].device if cases else "cpu"
     keep_freed_memory()
@@ -136,6 +136,8 @@ def run(
                 with kept("peaks", skipped):
                     peaks.sample()
     except KeyboardInterrupt:
+        if not measurements:
+            raise
         left = len(cases) - len({m.case for m in measurements})
         skipped[INTERRUPTED] = f"the last {left} of {len(cases)} cases"
     return result(device, peaks, skipped, records_of(measurements, peaks.as_dict()), call_us)

@@ -209,9 +209,10 @@ def cases_of_layers(
     device: str = "cpu",
 ) -> list[Case]:
     """As `cases_of`, of layers that need not be in the registry; ``suite`` is their name."""
-    combinations = [(t, b, d) for t in dtypes for b in batches for d in directions]
     return [
         Case(suite, layer, direction, dtype, batch, device)
-        for dtype, batch, direction in combinations
+        for dtype in dict.fromkeys(dtypes)
+        for batch in dict.fromkeys(batches)
+        for direction in dict.fromkeys(directions)
         for layer in layers
     ]

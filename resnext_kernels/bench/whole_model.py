@@ -91,7 +91,7 @@ def run(
     The records' suite is "model", their problem the model's name, their operations and bytes the
     sums over its convolutions and its classifier. A peer that is not installed is told of in
     ``skipped``; an implementation that raises is recorded as failed. A KeyboardInterrupt ends the
-    run with the cases that are done.
+    run with the cases that are done, if there are any.
 
     Args:
         models: names in `resnext_kernels.models`, each for images of 224x224 pixels.
@@ -129,6 +129,8 @@ def run(
             with kept("peaks", skipped):
                 peaks.sample()
     except KeyboardInterrupt:
+        if not measurements:
+            raise
         left = len(cases) - len({m.case for m in measurements})
         skipped[INTERRUPTED] = f"the last {left} of {len(cases)} cases"
     return result(device, peaks, skipped, _records(measurements, peaks.as_dict()), {})

@@ -122,8 +122,8 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device")
     earlier = _read_earlier(args.compare)
-    args.dtype = [DTYPES[name] for name in args.dtype or _DTYPES[args.device]]
-    args.batch = args.batch or _BATCHES[args.device]
+    args.dtype = [DTYPES[name] for name in dict.fromkeys(args.dtype or _DTYPES[args.device])]
+    args.batch = list(dict.fromkeys(args.batch or _BATCHES[args.device]))
     measure = _run_models if args.suite == WHOLE_MODELS else _run_layers
     return deliver(measure(args), args.json, args.plot, earlier)
 
@@ -139,7 +139,11 @@ def _run_layers(args: argparse.Namespace) -> runner.Result:
     peers = _peers(args.peers, PEERS, DEFAULT_PEERS)
     cases = _cases(args)
     return runner.run(
-        cases, peers, ours=args.backend, layouts=args.layout, progress=Progress(len(cases))
+        cases,
+        peers,
+        ours=args.backend,
+        layouts=list(dict.fromkeys(args.layout)),
+        progress=Progress(len(cases)),
     )
 
 

@@ -31,9 +31,9 @@ def output_path(text: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: is a folder, expected a file")
     try:
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text}: is a folder, expected a file")
         if path.exists():
             path.open("ab").close()
         else:

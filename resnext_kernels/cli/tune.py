@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,13 +136,14 @@ def _reasons(cases: Sequence[Case]) -> str:
 def _measure(cases: Sequence[Case]) -> tuple[list[Measurement], int]:
     """Every backend and ATen on every case, on images in both layouts.
 
-    A KeyboardInterrupt ends it with the cases that are done; the number is that of those left.
+    A KeyboardInterrupt ends it with the cases that are done, if there are any; the number is that
+    of those left.
     """
     keep_freed_memory()
     progress = Progress(len(cases))
     measurements: list[Measurement] = []
     left = len(cases)
-    with suppress(KeyboardInterrupt):
+    try:
         for case in cases:
             implementations = [
                 OURS[name].in_layout(layout)
@@ -154,6 +154,9 @@ def _measure(cases: Sequence[Case]) -> tuple[list[Measurement], int]:
             measurements += done
             left -= 1
             progress(done)
+    except KeyboardInterrupt:
+        if not measurements:
+            raise
     return measurements, left
 
 

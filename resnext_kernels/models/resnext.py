@@ -201,16 +201,15 @@ class ResNeXt(nn.Module):
         self, layers: Sequence[int], dilated: Sequence[bool], block: Callable[..., Bottleneck]
     ) -> tuple[int, int]:
         """Adds layer1, layer2, ... and returns the channels and the dilation of the last."""
-        self._stages = [f"layer{stage}" for stage in range(1, len(layers) + 1)]
         channels, planes, shrink, dilation = _STEM_CHANNELS, _STEM_CHANNELS, 1, 1
-        for name, blocks, dilate in zip(self._stages, layers, (False, *dilated), strict=True):
+        for stage, (blocks, dilate) in enumerate(zip(layers, (False, *dilated), strict=True), 1):
             # The first block still sees the previous stage's sampling grid, hence its dilation.
             first_dilation = dilation
             dilation *= shrink if dilate else 1
             first = block(channels, planes, 1 if dilate else shrink, first_dilation)
             channels = planes * Bottleneck.expansion
             rest = (block(channels, planes, 1, dilation) for _ in range(blocks - 1))
-            self.add_module(name, nn.Sequential(first, *rest))
+            self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
             planes, shrink = 2 * planes, 2
         return channels, dilation
 
@@ -237,7 +236,8 @@ class ResNeXt(nn.Module):
     def _forward_impl(self, x: torch.Tensor) -> torch.Tensor:
         """What others' code replaces on an instance to have features instead of logits."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for stage in self._stages:
-            x = getattr(self, stage)(x)
+        for name, stage in self.named_children():  # unlike getattr(), TorchScript knows it
+            if name.startswith("layer"):
+                x = stage(x)
         logits: torch.Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
         return logits

@@ -103,9 +103,13 @@ def canonical_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    strangers = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    strangers = [
+        key
+        for key, value in state.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
     if strangers or not state:
-        found = f"not tensors: {_listed(strangers)}" if strangers else "an empty mapping"
+        found = f"not tensors by name: {_listed(map(str, strangers))}" if strangers else "an empty mapping"
         raise ValueError(f"weights hold {found}; expected a state_dict, from name to tensor")
     state = _without_prefixes(state)
     return _without_numbers({_CLASSIFIER.sub("fc.", key): state[key] for key in state})
@@ -187,10 +191,9 @@ def _download(url: str, progress: bool) -> Mapping[str, Any]:
 def _read(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    path.open("rb").close()  # what keeps it from being opened is no matter of its content
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # A damaged file makes the unpickler raise almost anything.
         raise ValueError(
             f"weights={str(path)!r}: not a file that torch.load(weights_only=True) reads: {error}"
