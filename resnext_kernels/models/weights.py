@@ -109,7 +109,8 @@ def canonical_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
         if not (isinstance(key, str) and isinstance(value, Tensor))
     ]
     if strangers or not state:
-        found = f"not tensors by name: {_listed(map(str, strangers))}" if strangers else "an empty mapping"
+        listed = _listed(map(str, strangers))
+        found = f"not tensors by name: {listed}" if strangers else "an empty mapping"
         raise ValueError(f"weights hold {found}; expected a state_dict, from name to tensor")
     state = _without_prefixes(state)
     return _without_numbers({_CLASSIFIER.sub("fc.", key): state[key] for key in state})
