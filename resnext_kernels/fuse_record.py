@@ -65,7 +65,7 @@ def record(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
         node.target = names.get(node.target, node.target)
     for node in graph.nodes:
         node.type = None  # an annotation that is a string makes torch.fx fail to pickle the graph
-    if recorder.has_hooked and _is_stale(graph):
+    if any(map(has_hooks, trial.modules())) and _is_stale(graph):
         raise ProblemError(
             f"model: {kind}.forward returns what hooks on its parts collect, which torch.fx cannot "
             "record; optimise its parts instead"
@@ -116,7 +116,6 @@ class _Recorder(fx.Tracer):
         self.opaque = {} if opaque is None else opaque  # torch.fx unpickles a graph with none
         self.failed: tuple[str, str] | None = None
         self.norm_acts: set[str] = set()
-        self.has_hooked = False
         self.autocasts = _autocasts()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -148,7 +147,6 @@ class _Recorder(fx.Tracer):
         return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        self.has_hooked |= has_hooks(m)
         if has_hooks(m) and next(m.children(), None) is not None:
             self.opaque[module_qualified_name] = "it has hooks"
         return (

@@ -320,7 +320,7 @@ def test_implementations_are_frozen_values():
     assert set(OURS) >= {"auto", "cpu", "aten"} and "aten" not in DEFAULT_OURS
 
 
-def test_a_run_interrupted_before_a_case_is_done_keeps_nothing(monkeypatch, tmp_path):
+def test_a_run_interrupted_before_a_case_is_done_keeps_nothing(monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
