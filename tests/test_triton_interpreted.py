@@ -91,8 +91,16 @@ def check(case, direction, dtype, layouts=("channels_last", "channels_last")):
     return operands, out
 
 
-@pytest.mark.parametrize("index", range(len(CORE_PROBLEMS)), ids=lambda i: str(CORE_PROBLEMS[i]))
-@each_direction
+# Of wide groups, for which the interpreter is slow, directions take turns too.
+TURNS = [
+    pytest.param(index, direction, id=f"{direction}-{case}")
+    for index, case in enumerate(CORE_PROBLEMS)
+    for direction in DIRECTIONS
+    if case.in_width <= 64 or direction == DIRECTIONS[index % 3]
+]
+
+
+@pytest.mark.parametrize(("index", "direction"), TURNS)
 def test_core_problems(index, direction, monkeypatch):
     """Dtypes, layouts and the devices that configurations are for take turns."""
     turn = index + DIRECTIONS.index(direction)
@@ -216,10 +224,9 @@ def operator_arguments():
     return input.requires_grad_(), torch.randn(weight, requires_grad=True), torch.randn(8)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_opcheck(stride):
+def test_opcheck():
     input, weight, bias = operator_arguments()
-    conv_arguments = ((stride, stride), (1, 1), (1, 1), 2)
+    conv_arguments = ((2, 2), (1, 1), (1, 1), 2)
     torch.library.opcheck(ops.grouped_conv2d, (input, weight, bias, *conv_arguments, "triton"))
     out = ops.grouped_conv2d(input, weight, bias, *conv_arguments, "triton")
     grad = torch.randn_like(out)
