@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -49,9 +50,11 @@ class Card:
     start: float = 3e-6
 
 
+HOPPER = cuda_sim.Gpu(132, 227 << 10, 228 << 10)
 # Copy bandwidth of the H100 as measured; the other rates are estimates until they are measured.
 CARDS = {
-    "H100": Card(cuda_sim.Gpu(132, 227 << 10, 228 << 10), 3.0e12, 5.5e12, 1.7e9, 0.6, 1.0),
+    "H100": Card(HOPPER, 3.0e12, 5.5e12, 1.7e9, 0.6, 1.0),
+    "H200": Card(HOPPER, 4.2e12, 5.5e12, 1.7e9, 0.6, 1.0),
     "A100": Card(cuda_sim.Gpu(108, 163 << 10, 164 << 10), 1.7e12, 3.5e12, 1.4e9, 0.5, 1.0),
 }
 
@@ -87,12 +90,24 @@ class Prediction:
         return self.floor_us / self.predicted_us
 
 
-def predict(name: str, case: Case) -> Prediction:
-    """Simulate one case with random operands and divide its counts by a card's rates.
+@dataclass(frozen=True)
+class Counts:
+    """Of the launches of one case."""
 
-    Float32 is multiplied in TF32: what is not counts no instructions here.
-    """
-    card, problem = CARDS[name], case.problem
+    launches: int
+    read: int  # bytes
+    written: int
+    least_written: int
+    wavefronts: int
+    mma_k16: int
+    mma_k8: int
+    mma_tf32: int
+
+
+@cache
+def simulate(gpu: cuda_sim.Gpu, case: Case) -> Counts:
+    """Of random operands. Float32 is multiplied in TF32: what is not counts no instructions."""
+    problem = case.problem
     input, weight, output = (
         torch.randn(shape).to(problem.dtype).contiguous(memory_format=torch.channels_last)
         for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
@@ -101,29 +116,39 @@ def predict(name: str, case: Case) -> Prediction:
     run = getattr(cuda_sim, case.direction)
     options = cuda_sim.Options(races=False)
     tf32 = {"tf32": True} if problem.dtype == torch.float32 else {}
-    ran = run(problem, *operands[case.direction], gpu=card.gpu, options=options, **tf32)
-    launches = ran.launches
-    count = {key: sum(launch[key] for launch in launches) for key in launches[0].counters}
-    read = SECTOR_BYTES * count["sectors_read"]
-    written = SECTOR_BYTES * count["sectors_written"]
-    least_written = ran.out.nbytes
-    least_read = problem.bytes_moved() - least_written
-    wavefronts = sum(count[key] for key in count if key.endswith("_wavefronts"))
+    ran = run(problem, *operands[case.direction], gpu=gpu, options=options, **tf32)
+    count = {key: sum(launch[key] for launch in ran.launches) for key in ran.launches[0].counters}
+    return Counts(
+        launches=len(ran.launches),
+        read=SECTOR_BYTES * count["sectors_read"],
+        written=SECTOR_BYTES * count["sectors_written"],
+        least_written=ran.out.nbytes,
+        wavefronts=sum(count[key] for key in count if key.endswith("_wavefronts")),
+        mma_k16=count["mma_k16"],
+        mma_k8=count["mma_k8"],
+        mma_tf32=count["mma_tf32"],
+    )
+
+
+def predict(name: str, case: Case) -> Prediction:
+    """Simulate one case and divide its counts by a card's rates."""
+    card, problem = CARDS[name], case.problem
+    count = simulate(card.gpu, case)
+    least_read = problem.bytes_moved() - count.least_written
     per_clock = card.gpu.multiprocessors * card.clock
-    mma = (count["mma_k16"] + count["mma_tf32"]) / card.mma_k16 + count["mma_k8"] / card.mma_k8
-    flops = count["mma_k16"] * MMA_K16_FLOPS
-    flops += (count["mma_k8"] + count["mma_tf32"]) * MMA_K8_FLOPS
+    mma = (count.mma_k16 + count.mma_tf32) / card.mma_k16 + count.mma_k8 / card.mma_k8
+    flops = count.mma_k16 * MMA_K16_FLOPS + (count.mma_k8 + count.mma_tf32) * MMA_K8_FLOPS
     seconds = {
         # What exceeds the least traffic is served by the L2 cache.
         "memory": problem.bytes_moved() / card.copy,
-        "L2": (read + written) / card.l2,
-        "shared memory": wavefronts / per_clock,
+        "L2": (count.read + count.written) / card.l2,
+        "shared memory": count.wavefronts / per_clock,
         "mma": mma / per_clock,
-        "start": card.start * len(launches),
+        "start": card.start * count.launches,
     }
     return Prediction(
-        name, str(case.layer), case.direction, case.batch, read / least_read,
-        written / least_written, problem.flops / flops,
+        name, str(case.layer), case.direction, case.batch, count.read / least_read,
+        count.written / count.least_written, problem.flops / flops,
         {key: value * 1e6 for key, value in seconds.items()},
         problem.bytes_moved() / card.copy * 1e6,
     )  # fmt: skip

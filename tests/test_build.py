@@ -99,7 +99,7 @@ def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (sources / "build" / build_lib / PACKAGE.name).mkdir(parents=True)
     (sources / "build" / build_lib / PACKAGE.name / LEFTOVER).touch()
     to = tmp_path_factory.mktemp("wheel")
-    # The library of the checkout is compiled with optimisation; a second time it would take minutes.
+    # The library of the checkout is compiled with optimisation: a second time would take minutes.
     compiler = tmp_path_factory.mktemp("compiler") / "c++"
     compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
     compiler.chmod(0o755)

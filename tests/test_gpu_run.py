@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from resnext_kernels.backends import tf32
-from resnext_kernels.bench.suites import SUITES
+from resnext_kernels.bench.suites import SUITES, WHOLE_MODELS
 from resnext_kernels.cli import bench
 
 CHECKOUT = Path(__file__).parents[1]
@@ -171,7 +171,8 @@ def test_stages_select_tests_and_files_that_exist(tmp_path):
         if "bench" in found.command:
             command = found.command[found.command.index("bench") :]
             suites[name] = parser.parse_args(command).suite
-    assert {*suites} >= {"resnext50", "regnet", "inductor"} and {*suites.values()} <= {*SUITES}
+    assert {*suites} >= {"resnext50", "regnet", "model", "inductor"}
+    assert {*suites.values()} <= {*SUITES, WHOLE_MODELS}
     assert list(todo)[-1] == "inductor", "of all stages the slowest for what it tells"
     for name, file in (("tests", "gpu"), ("large", "gpu"), ("triton", "triton_gpu")):
         collect = [*todo[name].command, "--collect-only", f"tests/test_{file}.py"]

@@ -58,8 +58,8 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
     """All stages: what the later ones build on, the times, the sanitizer, then what may be cut.
 
     Triton compiles each kernel it meets, so of its parity only the core problems are run; Inductor
-    a dozen for each layer, to choose among, so it is last. Tests run in several processes where
-    pytest-xdist is installed.
+    a dozen for each layer, to choose among, so what it compiles is last. Tests run in several
+    processes where pytest-xdist is installed.
     """
     python = sys.executable
     pytest = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu"]
@@ -108,6 +108,12 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
         ),
         Stage("triton_resnext50", times("triton", ["triton", "aten"], "resnext50", "64"), 75),
         Stage("regnet", times("regnet", ours, "regnet", "64"), 75),
+        Stage(
+            "model",
+            [*bench, "--suite", "model", "--batch", "64", "--dtype", "bfloat16", "--peers",
+             "torch:channels_last", "torch:contiguous", "--json", str(out / "model.json")],
+            120,
+        ),
         Stage(
             "inductor",
             [*times("inductor", ["auto"], "resnext50", "64"), "--direction", "fprop",
