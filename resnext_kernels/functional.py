@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import eager, ops
 from .dispatch import check_backend_name
@@ -31,7 +32,8 @@ def grouped_conv2d(
 
     Args:
         input: ``(N, C, H, W)`` or ``(C, H, W)``; float32, bfloat16, float16, float64, and
-            complex through ATen. Any strides are right; channels_last is the fast path.
+            complex through ATen, as are DTensors and their like. Any strides are right;
+            channels_last is the fast path.
         weight: ``(K, C/groups, R, S)``, dtype and device of ``input``.
         bias: ``(K,)`` or None.
         stride, padding, dilation: an int or ``(height, width)``, in pixels; ``padding`` also
@@ -54,6 +56,8 @@ def grouped_conv2d(
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     # A subclass, a mode, a proxy of torch.fx; torch.compile deals with them in its own way.
     if not torch.compiler.is_compiling() and has_torch_function((input, weight, bias)):
+        if backend in ("auto", "aten") and _is_per_sample(input, weight, bias):
+            return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return handle_torch_function(
             grouped_conv2d, (input, weight, bias),
             input, weight, bias, stride, padding, dilation, groups, backend=backend,
@@ -66,7 +70,7 @@ def grouped_conv2d(
             batched, weight, bias, stride, padding, dilation, groups, backend=backend
         ).squeeze(0)
     input, conv = normalise(input, weight, stride, padding, dilation, groups)
-    exotic = input.is_complex() or input.layout != torch.strided
+    exotic = input.is_complex() or input.layout != torch.strided or _is_wrapped(input, weight)
     if backend in ("auto", "aten") and (exotic or input.numel() == 0):
         return _left_to_aten(input, weight, bias, conv)
     convolve = _transformable() if is_transformed() else ops.grouped_conv2d
@@ -83,8 +87,19 @@ def is_onnx_export() -> bool:
     return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
+def _is_wrapped(input: Tensor, weight: Tensor) -> bool:
+    """Whether one is a DTensor or its like, which know what to do for operators of ATen alone."""
+    return is_traceable_wrapper_subclass(input) or is_traceable_wrapper_subclass(weight)
+
+
+def _is_per_sample(*tensors: Tensor | None) -> bool:
+    """Whether one is of `call_for_per_sample_grads`, which knows torch's functions alone."""
+    module = sys.modules.get("torch.nn.utils._expanded_weights.expanded_weights_impl")
+    return module is not None and any(isinstance(t, module.ExpandedWeight) for t in tensors)
+
+
 def _left_to_aten(input: Tensor, weight: Tensor, bias: Tensor | None, conv: Convolution) -> Tensor:
-    """For complex and oneDNN-blocked inputs, and empty ones, whose strides follow no rule."""
+    """For inputs that ATen alone serves, and empty ones, whose strides follow no rule."""
     if input.dtype in FLOATING and input.layout == torch.strided:
         validate(input, weight, bias, *conv)
     return F.conv2d(input, weight, bias, *conv)

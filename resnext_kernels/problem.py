@@ -31,15 +31,18 @@ class ProblemError(ValueError, RuntimeError):
 
 def as_int(name: str, value: int) -> int:
     """Return ``value`` as an int; raise `ProblemError` for what is none, a bool included."""
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+    if isinstance(value, torch.SymInt):
         return value
     error = ProblemError(f"{name}={value!r}: expected an int")
     if isinstance(value, bool):
         raise error
     try:
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise error from None
+    if not -(2**63) <= number < 2**63:
+        raise ProblemError(f"{name}={value!r}: expected an int of 64 bits")
+    return number
 
 
 def as_pair(name: str, value: int | Sequence[int], least: int) -> Pair:

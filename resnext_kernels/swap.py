@@ -39,7 +39,8 @@ def replace_grouped_convs(
 
     Swap before or after wrapping by DistributedDataParallel and `torch.compile`, but before
     scripting, tracing or exporting the model or sharding it with ``fully_shard``, and after fusing
-    or quantising its other layers. `torch.onnx.export` of the swapped model gives standard
+    or quantising its other layers: tools that look for `torch.nn.Conv2d` itself pass over its
+    subclass without a word. `torch.onnx.export` of the swapped model gives standard
     convolutions; what else is to run without this package is exported after ``restore()``.
     Modules that are `GroupedConv2d` already are given ``backend``.
 

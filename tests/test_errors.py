@@ -99,6 +99,8 @@ BAD_TYPES = [
 ]
 # Refused on every device alike, though `F.conv2d` lets it pass on some.
 STRICTER = [
+    bad(f"stride={2**63}: expected an int of 64 bits", stride=2**63),
+    bad(f"groups={-(2**70)}: expected an int of 64 bits", groups=-(2**70)),
     bad("input: dtype torch.int64, expected one of torch.float32", **of_dtype(torch.int64)),
     bad("input: dtype torch.uint8, expected one of torch.float32", **of_dtype(torch.uint8)),
     bad("weight: on meta, expected cpu as the input", weight=ones(8, 4, 3, 3, device="meta")),

@@ -10,7 +10,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
 from resnext_kernels import GroupedConv2d, replace_grouped_convs
 
@@ -92,6 +94,31 @@ def test_fully_shard_before_the_swap_is_skipped():
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     with pytest.warns(UserWarning, match="its weight is a DTensor: swap before sharding"):
         replace_grouped_convs(model)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_distributed_after_the_swap():
+    """A DTensor computes as it does with `torch.nn.Conv2d`, through ATen."""
+    conv, x = nn.Conv2d(8, 16, 3, groups=4), images()
+    plain = copy.deepcopy(conv)
+    replace_grouped_convs(conv)
+    mesh = init_device_mesh("cpu", (1,))
+    distribute_module(conv, mesh)
+    out = conv(distribute_tensor(x, mesh, [Shard(0)]))
+    assert relative_error(out.full_tensor(), plain(x)) < 1e-5
+    out.square().sum().backward()
+    plain(x).square().sum().backward()
+    assert relative_error(conv.weight.grad.full_tensor(), plain.weight.grad) < 1e-5
+
+
+def test_gradients_per_sample():
+    conv, x = nn.Conv2d(8, 16, 3, groups=4), images()
+    replace_grouped_convs(conv)
+    call_for_per_sample_grads(conv)(x).square().sum().backward()
+    samples = conv.weight.grad_sample
+    for sample, got in zip(x, samples, strict=True):
+        expected = torch.autograd.grad(conv(sample).square().sum(), conv.weight)[0]
+        assert relative_error(got, expected) < 1e-5
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
