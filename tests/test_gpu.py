@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import time
 
 import pytest
 import torch
@@ -156,6 +157,7 @@ def test_the_current_stream_is_used(direction):
     case = suites.SUITES["resnext50"][0].problem(2, torch.bfloat16, device="cuda")
     first, second = operands(case, direction, torch.bfloat16)
     late = torch.full_like(first, float("nan"))
+    run(case, direction, late, second)  # whose kernels may be loaded for longer than it sleeps
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
@@ -172,11 +174,16 @@ def test_nothing_waits_for_the_gpu(direction):
     tensors = operands(case, direction, torch.float16)
     run(case, direction, *tensors)
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")  # which sees torch's own waiting alone
     try:
+        torch.cuda._sleep(1_000_000_000)
+        begin = time.monotonic()
         run(case, direction, *tensors)
+        assert time.monotonic() - begin < 0.2, "of half a second that the GPU is busy"
     finally:
         torch.cuda.set_sync_debug_mode(before)
+        torch.cuda.synchronize()
 
 
 @each_direction

@@ -192,7 +192,16 @@ def test_named_stages_run_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "run_stages", run_stages)
     assert run.main([str(tmp_path), "memcheck", "build"]) == 0
     assert found == ["build", "memcheck"]
-    assert "2 of 2 stages passed" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2 of 2 stages passed" in shown and "no time was left" not in shown
+
+    def run_first(todo, out, most_seconds):
+        ends = ["passed", *["not run"] * len(todo[1:])]
+        return [run.Outcome(s.name, end, 0, 1.0, 2.0) for s, end in zip(todo, ends, strict=True)]
+
+    monkeypatch.setattr(run, "run_stages", run_first)
+    assert run.main([str(tmp_path), "info", "racecheck", "build"]) == 1
+    assert 'OUT=ANOTHER_FOLDER ARGS="info racecheck"' in capsys.readouterr().out
     with pytest.raises(SystemExit, match="gpu: memchek: expected some of build, info"):
         run.main([str(tmp_path / "new"), "memchek"])
     assert not (tmp_path / "new").exists()

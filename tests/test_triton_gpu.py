@@ -60,6 +60,7 @@ def test_graph(direction):
 def test_current_stream(direction):
     """What a side stream is still computing is waited for on that stream alone."""
     first, second = operands(LAYER, direction)
+    run(LAYER, direction, "triton", first, second)  # compiled for longer than it sleeps
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -19,7 +19,7 @@ namespace rnk::cuda {
 // And asks for as much of it on a multiprocessor, not first-level cache, as the plans count on.
 // Both last, so each thread does it once for a kernel and a GPU.
 inline cudaError_t allow_shared_memory(const void* kernel, const Gpu& gpu) {
-  thread_local std::set<std::pair<const void*, int>> allowed;
+  thread_local std::set<std::pair<const void*, int> > allowed;
   int device = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess || allowed.count({kernel, device})) return error;
