@@ -30,19 +30,20 @@ class ProblemError(ValueError, RuntimeError):
 
 
 def as_int(name: str, value: int) -> int:
-    """Return ``value`` as an int; raise `ProblemError` for what is none, a bool included."""
-    if isinstance(value, torch.SymInt):
-        return value
+    """Return ``value`` as an int of 64 bits; raise `ProblemError` for all else, a bool included."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        # Of a number that the compiler has made symbolic it would make a guard.
+        symbolic = torch.compiler.is_compiling() or isinstance(value, torch.SymInt)
+        if symbolic or -(2**63) <= value < 2**63:
+            return value
+        raise ProblemError(f"{name}={value!r}: expected an int of 64 bits")
     error = ProblemError(f"{name}={value!r}: expected an int")
     if isinstance(value, bool):
         raise error
     try:
-        number = operator.index(value)
+        return operator.index(value)
     except TypeError:
         raise error from None
-    if not -(2**63) <= number < 2**63:
-        raise ProblemError(f"{name}={value!r}: expected an int of 64 bits")
-    return number
 
 
 def as_pair(name: str, value: int | Sequence[int], least: int) -> Pair:
