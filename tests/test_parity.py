@@ -220,6 +220,18 @@ def test_threads_with_pixels_of_their_own(direction, dtype):
         assert all(torch.equal(outs[0], out) for out in outs)
 
 
+@pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("width", [4, 8, 16])
+def test_cpu_wgrad_of_many_equal_pixels(width, kernel):
+    """In one sum of all of them each rounds the same way."""
+    case = problem(width, batch=4, size=(112, 112), kernel=(kernel, kernel))
+    shapes = operand_shapes(case, "wgrad")
+    grad, input = torch.full(shapes[0], 0.7), torch.full(shapes[1], 0.3)
+    out = run(case, "wgrad", "cpu", grad, input)
+    assert numerics.error(case, "wgrad", out, grad, input) < TOLERANCES[torch.float32]
+
+
 @st.composite
 def problems(draw) -> ConvProblem:
     def pair(least, most):

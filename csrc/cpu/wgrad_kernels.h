@@ -59,7 +59,8 @@ inline void wgrad_lane_kernel(const PixelRows& pixels, const float* input, const
   }
 }
 
-// The same for CHANNELS input channels x VECS vectors of output channels of one group.
+// The same for CHANNELS input channels x VECS vectors of output channels of one group. A call's
+// pixels are summed up apart: one sum of all pixels of a batch would lose more to rounding.
 template <class Math, int RUN, int CHANNELS, int VECS>
 inline void wgrad_broadcast_kernel(const PixelRows& pixels, const float* input, int64_t col_words,
                                    const float* grad, int64_t grad_col_words,
@@ -70,7 +71,7 @@ inline void wgrad_broadcast_kernel(const PixelRows& pixels, const float* input, 
     return to[i / (CHANNELS * VECS)] + i % VECS * vector_step + i / VECS % CHANNELS * kLanes;
   };
 #pragma GCC unroll 28
-  for (int i = 0; i < kAccs; ++i) acc[i] = load(place(i));
+  for (Vec& sum : acc) sum = zero();
   for (int64_t row = 0; row < pixels.rows; ++row) {
     const float *x = input + pixels.input[row], *g = grad + pixels.grad[row];
     for (int64_t j = 0; j < pixels.columns + RUN - 1; ++j, x += col_words, g += grad_col_words) {
@@ -90,7 +91,7 @@ inline void wgrad_broadcast_kernel(const PixelRows& pixels, const float* input, 
     }
   }
 #pragma GCC unroll 28
-  for (int i = 0; i < kAccs; ++i) store(place(i), acc[i]);
+  for (int i = 0; i < kAccs; ++i) store(place(i), add(load(place(i)), acc[i]));
 }
 
 // What the loops need to know of an element type and width: units of channels, their words in the

@@ -124,13 +124,8 @@ inline void sum_tiles(const TileSums& b, const Pairs& pairs, const float* patche
   constexpr int kAccs = CHANNELS * VECS;
   const int64_t grad_step = b.grad_step, vector_step = b.vector_step;
   Vec acc[kAccs];
-  if (b.first) {
 #pragma GCC unroll 16
-    for (Vec& sum : acc) sum = zero();
-  } else {
-#pragma GCC unroll 16
-    for (int i = 0; i < kAccs; ++i) acc[i] = load(to + i / VECS * kLanes + i % VECS * vector_step);
-  }
+  for (Vec& sum : acc) sum = zero();
   for (int i = 0; i < pairs.count; ++i) {
     const float* x = patches + pairs.patch[i] * b.patch_words;
     const float* g = grads + pairs.grad[i] * b.grad_words;
@@ -146,5 +141,8 @@ inline void sum_tiles(const TileSums& b, const Pairs& pairs, const float* patche
     }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kAccs; ++i) store(to + i / VECS * kLanes + i % VECS * vector_step, acc[i]);
+  for (int i = 0; i < kAccs; ++i) {
+    float* sum = to + i / VECS * kLanes + i % VECS * vector_step;
+    store(sum, b.first ? acc[i] : add(load(sum), acc[i]));
+  }
 }
