@@ -222,7 +222,7 @@ def test_threads_with_pixels_of_their_own(direction, dtype):
 
 @pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
 @pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("width", [4, 8, 16])
+@pytest.mark.parametrize("width", [1, 4, 8, 16])
 def test_cpu_wgrad_of_many_equal_pixels(width, kernel):
     """In one sum of all of them each rounds the same way."""
     case = problem(width, batch=4, size=(112, 112), kernel=(kernel, kernel))

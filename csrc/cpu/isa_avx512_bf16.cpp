@@ -20,6 +20,7 @@ namespace {
 #include "wgrad_rows.h"
 #include "wgrad_kernels.h"
 #include "wgrad_run.h"
+#include "depthwise_wgrad_run.h"
 #include "winograd_wgrad_kernels.h"
 #include "winograd_wgrad_run.h"
 #include "wgrad_select.h"

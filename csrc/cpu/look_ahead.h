@@ -55,3 +55,19 @@ class LookAhead {
   int64_t lines_ = 0, line_ = 0;               // of a pixel
   int64_t pixel_ends_ = 0;                     // bytes from a pixel's last line to the next pixel
 };
+
+// Reads all lines of some rows of pixels in the order in which they lie in memory, which the
+// hardware foresees, so that what comes next may read them in any other.
+template <class E>
+void read_rows(const E* first, const PixelStrides& strides, int64_t rows, int64_t pixels,
+               int64_t channels) {
+  constexpr int64_t kLine = kLineBytes / sizeof(E);
+  for (int64_t r = 0; r < rows; ++r, first += strides.h)
+    for (int64_t j = 0; j < pixels; ++j) {
+      const E* pixel = first + j * strides.w;
+      for (int64_t c = 0; c < channels; c += kLine) {
+        prefetch_ahead(pixel + c);
+        static_cast<void>(*static_cast<const volatile E*>(pixel + c));
+      }
+    }
+}

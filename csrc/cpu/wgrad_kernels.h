@@ -104,6 +104,7 @@ struct LaneWgrad {
   using Fill = typename Rows::template Fill<true>;
   using Element = E;
   static constexpr bool kIsLane = true;
+  static constexpr int kWidth = WIDTH;
   static constexpr int kRun = WIDTH * kMaxRun <= 2 * kMaxColumns ? kMaxRun : 1;
   static constexpr int kRunColumns = 1;  // narrowest row for which runs pay
 
@@ -128,6 +129,7 @@ struct BroadcastWgrad {
   using Fill = typename Rows::template Fill<false>;
   using Element = E;
   static constexpr bool kIsLane = false;
+  static constexpr int kWidth = 0;  // known when it runs
   static constexpr int kRun = kMaxRun;
   static constexpr int kRunColumns = 24;
 

@@ -17,6 +17,19 @@ struct Wgrad {
   bool taps_inside = true;      // contiguous: the taps of a channel side by side; or channels_last
 };
 
+// The columns of grad_output for which a tap reads a pixel.
+struct Columns {
+  int64_t begin, end;
+};
+
+inline Columns columns_of_tap(const ConvProblem& p, int64_t tap) {
+  const int64_t column = tap * p.dilation_w;
+  const int64_t before = std::max<int64_t>(p.pad_w - column, 0);
+  const int64_t until = std::max<int64_t>(p.pad_w + p.in_w - column, 0);
+  return {std::min((before + p.stride_w - 1) / p.stride_w, p.out_w),
+          std::min((until + p.stride_w - 1) / p.stride_w, p.out_w)};
+}
+
 // Work is cut by chunks of units (as in TapPlan) and by splits of the batch's output rows; every
 // split has a partial result of its own, summed in a fixed order, so runs repeat bitwise.
 struct WgradPlan {

@@ -93,10 +93,6 @@ class WgradRunner {
   }
 
  private:
-  struct Columns {
-    int64_t begin, end;
-  };
-
   WgradRunner(const Wgrad& w, const WgradPlan& plan, float* partial, float* scratch)
       : w_(w), p_(w.problem), plan_(plan), partial_(partial) {
     runs_ = reinterpret_cast<TapRun*>(scratch);
@@ -143,13 +139,10 @@ class WgradRunner {
     const TileRow row{plan_.tile_cols, plan_.col_words, p_.stride_w};
     run_count_ = 0;
     for (int64_t s = 0; s < p_.kernel_w; ++s) {
-      const int64_t col = s * p_.dilation_w, step = p_.stride_w;
+      const int64_t col = s * p_.dilation_w;
       run_count_ = add_tap(runs_, 0, run_count_, row.place(col) * plan_.col_words, s,
                            plan_.col_words, plan_.longest_run);
-      const int64_t before = std::max<int64_t>(p_.pad_w - col, 0);
-      const int64_t until = std::max<int64_t>(p_.pad_w + p_.in_w - col, 0);
-      columns_[s] = {std::min((before + step - 1) / step, p_.out_w),
-                     std::min((until + step - 1) / step, p_.out_w)};
+      columns_[s] = columns_of_tap(p_, s);
     }
   }
 

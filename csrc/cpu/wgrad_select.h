@@ -42,6 +42,16 @@ inline bool winograd_serves(const Wgrad& w) {
   return tiles * p.batch >= 24 && 10 * points * tiles <= 8 * p.taps() * p.out_h * p.out_w;
 }
 
+template <class S>
+constexpr bool kHasDepthwiseWgrad = S::Math::kPerWord == 1 && S::kWidth == 1;
+
+// Where pixels are best read in place: to widen them for each of many taps takes longer than a
+// copy.
+template <class S>
+bool depthwise_serves(const Wgrad& w) {
+  return sizeof(typename S::Element) == sizeof(float) || w.problem.kernel_w <= 5;
+}
+
 // Calls `f.template operator()<Runner>()` with what computes `w`.
 template <class F>
 auto with_wgrad_runner(const Wgrad& w, F f) {
@@ -50,6 +60,8 @@ auto with_wgrad_runner(const Wgrad& w, F f) {
       if (winograd_serves(w))
         return w.problem.stride_h == 1 ? f.template operator()<WinogradWgradRunner<S, 1>>()
                                        : f.template operator()<WinogradWgradRunner<S, 2>>();
+    if constexpr (kHasDepthwiseWgrad<S>)
+      if (depthwise_serves<S>(w)) return f.template operator()<DepthwiseWgradRunner<S>>();
     return f.template operator()<WgradRunner<S>>();
   });
 }
