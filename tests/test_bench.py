@@ -140,10 +140,35 @@ def test_rounds_go_on_until_the_medians_are_known(monkeypatch):
         timing.interleaved({"a": [lambda: count.append(0)]}, seconds=0.06)
         return len(count) - timing._WARM_UP_ROUNDS
 
-    # A round asks for the time thrice: 20 of them fill 60 ms.
+    # Three times a round the clock goes on by a millisecond: 20 of them fill 60 ms.
     assert rounds(lambda done: True) == pytest.approx(20, abs=1)
     assert rounds(lambda done: done > 50) == pytest.approx(50, abs=2)
     assert rounds(lambda done: False) == pytest.approx(80, abs=1)
+
+
+def test_entries_far_behind_are_out_after_the_fewest_rounds(monkeypatch):
+    now = 0
+
+    def advance(milliseconds):
+        nonlocal now
+        now += milliseconds * 10**6
+
+    monkeypatch.setattr(timing, "perf_counter_ns", lambda: now)
+    monkeypatch.setattr(timing, "_MAX_ROUNDS", 1000)
+    monkeypatch.setattr(timing, "_known", lambda times: True)
+    took = {"fast": 2, "near": 7, "slow": 900}
+    count = dict.fromkeys(took, 0)
+
+    def call(name):
+        count[name] += 1
+        advance(took[name])
+
+    found = timing.interleaved({n: [lambda n=n: call(n)] for n in took}, seconds=0.36)
+    assert {name: time.median for name, time in found.items()} == took
+    assert count["slow"] == timing._WARM_UP_ROUNDS + timing._MIN_ROUNDS
+    assert count["fast"] == count["near"]
+    # A round of the two takes 9 ms; those of the slow one count for nothing.
+    assert count["fast"] - timing._WARM_UP_ROUNDS == pytest.approx(40, abs=1)
 
 
 def test_standard_error_is_what_medians_scatter_by():

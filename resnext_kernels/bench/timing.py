@@ -23,6 +23,7 @@ Turn = tuple[Name, Callable[[], object]]
 _WARM_UP_ROUNDS = 2
 _MIN_ROUNDS = 7
 _MAX_ROUNDS = 1000
+_FAR_BEHIND = 4  # times the fastest: such entries are out after the fewest rounds
 _MAX_WINDOWS = 4  # the aimed duration is passed so often at most
 _STANDARD_ERROR = 0.01  # of the median, relative, with which a time is known well enough
 _ROUNDS_QUEUED = 8  # on a GPU, between two looks at the clock
@@ -60,13 +61,15 @@ def interleaved(
     What disturbs the machine for a while disturbs all entries alike, so ratios of the medians
     hold on a noisy machine too. The order of every round is drawn anew, because an entry is faster
     after one that runs the same code. After two rounds of warm-up come at least seven timed
-    rounds, and more until ``seconds`` have passed.
+    rounds, and more until ``seconds`` have passed; these without the entries that are far behind,
+    which would leave few rounds to the others.
 
     Args:
         calls: by name, equivalent calls that take turns, one a round; several of them, each with
             its own operands, keep a round from finding the operands of the last one in cache.
             An entry's result is freed outside its time.
-        seconds: aimed duration of all rounds together, on a quiet machine.
+        seconds: aimed duration of the rounds together, on a quiet machine, without the time of
+            entries that are far behind.
         device: "cpu", or "cuda" for calls that queue their work on the current stream.
         rest: seconds of idleness before each call, where the calls use several pools of threads:
             those of OpenMP go on turning for 10 ms, and take the cores from another pool's.
@@ -74,14 +77,28 @@ def interleaved(
     step = _ROUNDS_QUEUED if device == "cuda" else 1
     times: dict[Name, list[int]] = {name: [] for name in calls}
     run_rounds(calls, range(_WARM_UP_ROUNDS), device, rest)
-    begin = perf_counter_ns()
+    racing, spent = dict(calls), 0.0
     for start in range(0, _MAX_ROUNDS, step):
-        windows = (perf_counter_ns() - begin) / (seconds * 1e9) if seconds else math.inf
-        if start >= _MIN_ROUNDS and windows > 1 and (windows > _MAX_WINDOWS or _known(times)):
-            break
-        for name, elapsed in run_rounds(calls, range(start, start + step), device, rest):
+        if start >= _MIN_ROUNDS:
+            if start < _MIN_ROUNDS + step:
+                racing = {name: calls[name] for name in _near(times)}
+                spent *= sum(sum(times[n]) for n in racing) / max(1, sum(map(sum, times.values())))
+            windows = spent / (seconds * 1e9) if seconds else math.inf
+            if windows > _MAX_WINDOWS:
+                break
+            if windows > 1 and _known({name: times[name] for name in racing}):
+                break
+        begin = perf_counter_ns()
+        for name, elapsed in run_rounds(racing, range(start, start + step), device, rest):
             times[name].append(elapsed)
+        spent += perf_counter_ns() - begin
     return {name: Timing.of(values) for name, values in times.items()}
+
+
+def _near(times: Mapping[Name, Sequence[int]]) -> list[Name]:
+    """The entries that are not far behind the fastest."""
+    medians = {name: Timing.of(values).median for name, values in times.items()}
+    return [n for n, median in medians.items() if median <= _FAR_BEHIND * min(medians.values())]
 
 
 def _known(times: Mapping[Name, Sequence[int]]) -> bool:
