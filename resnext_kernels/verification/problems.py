@@ -43,7 +43,7 @@ def _core() -> Iterator[ConvProblem]:
         yield problem(4, kernel=kernel, stride=(3, 2), dilation=(2, 1), size=(17, 15))
     yield problem(4, 8, groups=32, size=(14, 14))
     yield problem(5, 3, batch=3, groups=3)
-    yield problem(1, 1, groups=70, size=(9, 33))
+    yield problem(1, 1, groups=44, size=(9, 33))
     yield problem(16, 24, batch=1, size=(1, 1))
     yield problem(32, 8, padding=(0, 2), stride=(2, 1))
 
