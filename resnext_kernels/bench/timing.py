@@ -23,7 +23,7 @@ Turn = tuple[Name, Callable[[], object]]
 _WARM_UP_ROUNDS = 2
 _MIN_ROUNDS = 7
 _MAX_ROUNDS = 1000
-_FAR_BEHIND = 4  # times the fastest: such entries are out after the fewest rounds
+_FAR_BEHIND, _FAR_ROUNDS = 4, 3  # times the fastest: such entries are out after as few rounds
 _MAX_WINDOWS = 4  # the aimed duration is passed so often at most
 _STANDARD_ERROR = 0.01  # of the median, relative, with which a time is known well enough
 _ROUNDS_QUEUED = 8  # on a GPU, between two looks at the clock
@@ -61,8 +61,8 @@ def interleaved(
     What disturbs the machine for a while disturbs all entries alike, so ratios of the medians
     hold on a noisy machine too. The order of every round is drawn anew, because an entry is faster
     after one that runs the same code. After two rounds of warm-up come at least seven timed
-    rounds, and more until ``seconds`` have passed; these without the entries that are far behind,
-    which would leave few rounds to the others.
+    rounds, and more until ``seconds`` have passed; after three of them without the entries that
+    are far behind, which would leave few rounds to the others.
 
     Args:
         calls: by name, equivalent calls that take turns, one a round; several of them, each with
@@ -79,14 +79,12 @@ def interleaved(
     run_rounds(calls, range(_WARM_UP_ROUNDS), device, rest)
     racing, spent = dict(calls), 0.0
     for start in range(0, _MAX_ROUNDS, step):
-        if start >= _MIN_ROUNDS:
-            if start < _MIN_ROUNDS + step:
-                racing = {name: calls[name] for name in _near(times)}
-                spent *= sum(sum(times[n]) for n in racing) / max(1, sum(map(sum, times.values())))
-            windows = spent / (seconds * 1e9) if seconds else math.inf
-            if windows > _MAX_WINDOWS:
-                break
-            if windows > 1 and _known({name: times[name] for name in racing}):
+        if _FAR_ROUNDS <= start < _FAR_ROUNDS + step:
+            racing = {name: calls[name] for name in _near(times)}
+            spent *= sum(sum(times[n]) for n in racing) / max(1, sum(map(sum, times.values())))
+        windows = spent / (seconds * 1e9) if seconds else math.inf
+        if start >= _MIN_ROUNDS and windows > 1:
+            if windows > _MAX_WINDOWS or _known({name: times[name] for name in racing}):
                 break
         begin = perf_counter_ns()
         for name, elapsed in run_rounds(racing, range(start, start + step), device, rest):
