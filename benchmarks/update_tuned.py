@@ -1,7 +1,7 @@
 """Writes the tables of measured choices, resnext_kernels/tuned/, from files of `bench --json`.
 
-A run replaces the table's run of the same hardware; several files of one hardware make one run. A
-table is written for each backend that the files have records of, beside those of "aten" in the same
+Records replace those of the same problem on the same hardware, and the others stay: the table's run
+of a hardware tells the commit of the newest. Several files of one hardware make one run. A table is written for each backend that the files have records of, beside those of "aten" in the same
 layout: `make tuned` and `make gpu` measure both.
 """
 
@@ -31,10 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write(backend: str, new: Sequence[dict[str, Any]]) -> None:
-    """Put new runs into the table of a backend, in place of those of the same hardware."""
+    """Put new runs into the table of a backend, in place of records of the same problems."""
     path = tuning.FOLDER / f"{backend}.json"
     old = json.loads(path.read_text())["runs"] if path.exists() else []
-    runs = {run["hardware"]: run for run in [*old, *new]}
+    runs: dict[str, dict[str, Any]] = {}
+    for run in [*old, *new]:
+        before = runs.get(run["hardware"], {"records": []})["records"]
+        known = {tuning.Measured.from_json(r).problem: r for r in [*before, *run["records"]]}
+        runs[run["hardware"]] = run | {"records": list(known.values())}
     path.parent.mkdir(exist_ok=True)
     path.write_text(as_text(list(runs.values())))
     print(f"{path}: " + ", ".join(f"{len(r['records'])} on {name}" for name, r in runs.items()))

@@ -282,9 +282,17 @@ def test_table_is_made_from_results_of_the_benchmark(folder, monkeypatch):
         ("dgrad", "channels_last"): (2.0, 4.0),
     }
     assert table["avx512"][0] == Measured.of(cases["fprop"].problem, "fprop", 1.0, 4.0)
+    # Measured anew, one problem is replaced and the others stay.
+    ours, aten = measured(cases["fprop"], {"cpu": 0.5, "aten": 4.5})
+    result = result_of([ours, aten])
+    result["machine"]["kernel_isa"] = "avx512_bf16"
+    paths[0].write_text(json.dumps(result))
     script.main([str(paths[0])])
     table = tuning.read(folder / "cpu.json")
-    assert {name: len(found) for name, found in table.items()} == {"avx512": 2, "avx2": 2}
+    assert {name: len(found) for name, found in table.items()} == {"avx512": 3, "avx2": 2}
+    assert times | {("fprop", "channels_last"): (0.5, 4.5)} == {
+        (r.direction, r.layout): (r.ours, r.aten) for r in table["avx512"]
+    }
 
 
 def test_a_table_for_every_backend_that_was_measured(folder):
