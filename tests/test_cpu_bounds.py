@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
+from problems import truth
 
 import resnext_kernels.backends.cpu as cpu
 from resnext_kernels.problem import ConvProblem
@@ -56,18 +56,39 @@ def test_an_unknown_isa_is_told() -> None:
     assert "RESNEXT_KERNELS_CPU_ISA='sse9': expected one of 'avx512_bf16'" in result.stderr
 
 
+# Group widths of a part, of one and of several vectors of channels, odd numbers of them too, and
+# more channels than are worked on together.
+LARGE = [(1, 112), (1, 104), (2, 56), (4, 28), (8, 14), (24, 6), (40, 4), (8, 96)]
+
+
 @pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_result_larger_than_the_caches(stride: int) -> None:
+@pytest.mark.parametrize(("direction", "stride"), [("fprop", 1), ("dgrad", 2)])
+@pytest.mark.parametrize(
+    ("width", "groups", "finite"), [*((*case, True) for case in LARGE), (4, 28, False)]
+)
+def test_a_result_larger_than_the_caches(
+    width: int, groups: int, finite: bool, direction: str, stride: int
+) -> None:
     """Such results are written past the caches, by other instructions."""
-    input = torch.randn(2, 96, 160 * stride, 150 * stride)
-    input = input.contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(96, 8, 3, 3)
-    conv = (stride, stride), (1, 1), (1, 1), 12
-    problem = ConvProblem.of(input, weight, *conv)
-    expected = F.conv2d(input.double(), weight.double(), None, *conv)
-    result = cpu.fprop(problem, input, weight, None, None, False)
+    channels, size = width * groups, (150, 146) if width * groups < 300 else (62, 58)
+    large = torch.randn(2, channels, *size).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, width, 3, 3)
+    if not finite:
+        weight[channels // 2, width // 2, 1, 1] = float("inf")  # the tap that meets no padding
+    conv = (stride, stride), (1, 1), (1, 1), groups
+    problem = ConvProblem.of(large, weight, *conv)
+    if direction == "fprop":
+        bias, residual = torch.randn(channels), torch.randn_like(large)
+        result = cpu.fprop(problem, large, weight, bias, residual, True)
+        expected = truth(problem, direction, large, weight)
+        expected = (expected + bias.view(-1, 1, 1) + residual).relu()
+    else:
+        grad = torch.randn(problem.output_shape).contiguous(memory_format=torch.channels_last)
+        result = cpu.dgrad(problem, grad, weight)
+        expected = truth(problem, direction, grad, weight)
     assert result.numel() * result.element_size() > 8 << 20
+    assert torch.equal(result.isfinite(), expected.isfinite())
+    result, expected = (t.nan_to_num(0, 0, 0) for t in (result, expected))
     assert ((result - expected).norm() / expected.norm()).item() < 1e-5
 
 

@@ -18,8 +18,8 @@ struct PixelsInPlace {
 // `lanes` channels of a vector are there: an int, or a constant that spares the loads a test. Not
 // inlined: next to each other not all would keep their sums in registers.
 template <int RUN, int VECS, class E, class Lanes>
-[[gnu::noinline]] void depthwise_wgrad_kernel(const PixelsInPlace<E>& pixels, int64_t channel, Lanes lanes,
-                                   float* to, int64_t vector_step) {
+[[gnu::noinline]] void depthwise_wgrad_kernel(const PixelsInPlace<E>& pixels, int64_t channel,
+                                              Lanes lanes, float* to, int64_t vector_step) {
   constexpr int kFours = (RUN + 3) / 4;
   const int64_t tap_step = pixels.tap_step, tap_step3 = 3 * tap_step;
   Vec acc[RUN * VECS];

@@ -12,6 +12,7 @@ namespace {
 #include "strategy.h"
 #include "pack.h"
 #include "look_ahead.h"
+#include "tap_output.h"
 #include "tap_run.h"
 #include "winograd_blocks.h"
 #include "winograd_kernels.h"

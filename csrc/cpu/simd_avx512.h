@@ -32,9 +32,9 @@ inline void store_elements(float* p, Vec v, int n) {
     _mm512_mask_storeu_ps(p, first(n), v);
   }
 }
-// A full, aligned cache line past the caches.
-inline void stream_elements(float* p, Vec v) { _mm512_stream_ps(p, v); }
-inline void stream_elements(uint16_t*, Vec) {}
+// An aligned cache line past the caches.
+constexpr bool kStreams = true;
+inline void stream(float* p, Vec v) { _mm512_stream_ps(p, v); }
 // Makes streamed lines visible to other threads before what follows.
 inline void stream_fence() { _mm_sfence(); }
 

@@ -46,9 +46,8 @@ inline void store_elements(uint16_t* p, Vec v, int n) {
   for (int i = 0; i < n; ++i) p[i] = float_to_bf16(v[i]);
 }
 
-// No streaming stores here: the plan asks for them with full-line vectors only.
-template <class E>
-inline void stream_elements(E*, Vec) {}
+constexpr bool kStreams = false;
+inline void stream(float* p, Vec v) { store(p, v); }
 inline void stream_fence() {}
 
 // Lane i takes channel STEP of its own group of WIDTH lanes.

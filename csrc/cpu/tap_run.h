@@ -5,45 +5,11 @@
 // Sizes that keep a chunk's weights and rows in the second-level cache.
 constexpr int64_t kChunkWeightWords = 64 * 1024;
 constexpr int64_t kTileWords = 64 * 1024;
-constexpr int64_t kStreamBytes = 8 << 20;
 constexpr int64_t kGroupColumns = 4 * kMaxColumns;
 constexpr int64_t kSharePixels = 256;  // enough of them pay for packing all weights
 
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 constexpr int64_t round_down(int64_t value, int64_t step) { return value / step * step; }
-
-// Full lines of a result that the caches cannot hold go past them: nothing is read to be
-// overwritten.
-template <class S>
-bool streams(const TapConv& c) {
-  constexpr int64_t kBytes = sizeof(typename S::E);
-  return c.batch * c.dst_rows * c.dst_cols * c.dst_channels() * kBytes > kStreamBytes &&
-         kBytes * kLanes == 64 && S::unit_dst(c) % kLanes == 0 && c.dst_channels() % kLanes == 0 &&
-         reinterpret_cast<uintptr_t>(c.dst) % 64 == 0;
-}
-
-// What is done to n sums of destination channels, from `channel` on, before they are written.
-template <class E>
-class Epilogue {
- public:
-  Epilogue(const TapConv& c, int64_t channel, int n)
-      : residual_(static_cast<const E*>(c.residual)), n_(n), relu_(c.relu) {
-    bias_ = c.bias ? load_elements(static_cast<const E*>(c.bias) + channel, n) : zero();
-  }
-
-  // Of the pixel whose first one lies at element `at`.
-  Vec operator()(Vec sums, int64_t at) const {
-    Vec out = add(sums, bias_);
-    if (residual_) out = add(out, load_elements(residual_ + at, n_));
-    return relu_ ? relu(out) : out;
-  }
-
- private:
-  Vec bias_;
-  const E* residual_;
-  int n_;
-  bool relu_;
-};
 
 template <class S>
 class TapRunner {
@@ -78,7 +44,7 @@ class TapRunner {
     p.chunk_units = chunks.units;
     p.chunks = chunks.count;
 
-    p.stream = streams<S>(c);
+    p.stream = streams<S>(c, p);
 
     // Bands of rows only where chunks and images do not give all threads the same, and no more of
     // them than do: each reads rows of its neighbours, too.
@@ -280,7 +246,7 @@ class TapRunner {
     for (int i = 0; i < VECS; ++i) {
       const int64_t first = channel + i * kLanes;
       const int n = static_cast<int>(std::min<int64_t>(kLanes, unit_end - first));
-      finish<COLS, VECS>(acc, i, first, at + i * kLanes, n);
+      finish<COLS, VECS>(acc, i, first, at + i * kLanes, n, j % kGroupColumns);
     }
   }
 
@@ -296,26 +262,26 @@ class TapRunner {
       for (int i = 0; i < VECS; ++i) __builtin_prefetch(next + t * step + i * kLanes, 1);
   }
 
-  // Inline and unrolled, so that sums stay in registers.
+  // Inline and unrolled, so that sums stay in registers. `place`: of the first column in its group.
   template <int COLS, int VECS>
   [[gnu::always_inline]] void finish(Vec (&acc)[COLS * VECS], int i, int64_t channel, int64_t at,
-                                     int n) {
+                                     int n, int64_t place) {
     const int64_t step = phases_ * c_.dst_channels();
     E* to = static_cast<E*>(c_.dst) + at;
     const auto each = [&](auto f) {
 #pragma GCC unroll 16
-      for (int t = 0; t < COLS; ++t) f(t * step, acc[t * VECS + i]);
+      for (int t = 0; t < COLS; ++t) f(t, acc[t * VECS + i]);
     };
     if (c_.bias || c_.residual || c_.relu) {
       const Epilogue<E> apply(c_, channel, n);
-      each([&](int64_t pixel, Vec& sums) { sums = apply(sums, at + pixel); });
+      each([&](int t, Vec& sums) { sums = apply(sums, at + t * step); });
     }
     if (p_.stream) {
-      each([&](int64_t pixel, Vec sums) { stream_elements(to + pixel, sums); });
+      each([&](int t, Vec sums) { lines_.put(to + t * step, channel, place + t, sums); });
     } else if (n == kLanes) {  // apart, so that the common case has no test a vector
-      each([&](int64_t pixel, Vec sums) { store_elements(to + pixel, sums, kLanes); });
+      each([&](int t, Vec sums) { store_elements(to + t * step, sums, kLanes); });
     } else {
-      each([&](int64_t pixel, Vec sums) { store_elements(to + pixel, sums, n); });
+      each([&](int t, Vec sums) { store_elements(to + t * step, sums, n); });
     }
   }
 
@@ -324,6 +290,7 @@ class TapRunner {
   float *packed_, *tile_;
   TapRuns taps_;
   LookAhead ahead_;
+  LineStream<kGroupColumns> lines_;
   bool finite_ = true;  // all weights of the chunk
   int64_t window_, phases_;
   int64_t n_ = 0, row_end_ = 0, first_ = 0, units_ = 0, slot_words_ = 0, column_ = 0;

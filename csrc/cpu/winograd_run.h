@@ -29,7 +29,8 @@ class WinogradRunner {
                         threads);
     p.chunk_units = chunks.units;
     p.chunks = chunks.count;
-    p.stream = streams<S>(c);
+    // Half lines would come in bursts here, which takes longer than reading what they overwrite.
+    p.stream = kLineVectors == 1 && streams<S>(c, p);
     p.tasks = p.chunks * blocks;
     p.scratch_words = p.chunk_units * p.unit_weights + r.tap_weights_ +
                       W::kPoints * r.point_words_ + W::kPoints * kVecs * kBlockWords +
@@ -266,7 +267,7 @@ class WinogradRunner {
         E* to = dst + at;
         const Vec result = PLAIN ? y[i] : epilogue(y[i], at);
         if (stream) {
-          stream_elements(to, result);
+          lines_.put(to, channel, 4 * t + i, result);
         } else {
           store_elements(to, result, PLAIN ? kLanes : n);
         }
@@ -284,6 +285,7 @@ class WinogradRunner {
   float *weights_ = nullptr, *taps_ = nullptr, *patches_ = nullptr, *products_ = nullptr;
   E* zeros_ = nullptr;
   LookAhead sources_ahead_, results_ahead_;
+  LineStream<4 * kTiles> lines_;
   Vec check_ = zero();
   int64_t chunk_ = -1, first_ = 0, units_ = 0;
   int64_t segments_here_ = 0, tiles_here_ = 0;  // of the block
