@@ -85,6 +85,9 @@ def _of_layers(layers: Sequence[Record], peaks: PeaksDict) -> Figure:
         _speedups(upper[column], chosen, names, series)
         lower[column].set_title(f"{direction}: roofline", fontsize="medium")
         _roofline(lower[column], chosen, records, peaks, series)
+    ratios = [1.0, *(r["speedup_vs_best_peer"] or 1.0 for r in records)]
+    few = max(ratios) > 15 * min(ratios)  # numbers fit beside each other
+    _plain_ticks(upper[0].xaxis, "{:g}x", (1, 2, 5) if few else (1, 1.5, 2, 3, 5, 7))
     upper[0].set_yticks(range(len(names)), names, fontsize="small")
     upper[0].set_ylim(len(names) - 0.5, -0.5)  # the first layer on top
     lower[0].set_ylabel("GFLOP/s")
@@ -125,7 +128,6 @@ def _speedups(axis: Axes, records: Sequence[Record], names: list[str], series: _
             clip_on=False,  # a third less of an SVG's text
         )
     axis.set_xscale("log")
-    _plain_ticks(axis.xaxis, "{:g}x", (1, 1.5, 2, 3, 5, 7))
     axis.axvline(1, color="black", linewidth=0.8)
     axis.grid(axis="x", which="both", alpha=0.3)
 
@@ -202,5 +204,5 @@ def _of_models(records: Sequence[Record]) -> Figure:
     axes[0].set_yticks(range(len(names)), names, fontsize="small")
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(columns) + 1))
     return figure
