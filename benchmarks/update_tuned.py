@@ -1,8 +1,9 @@
 """Writes the tables of measured choices, resnext_kernels/tuned/, from files of `bench --json`.
 
 Records replace those of the same problem on the same hardware, and the others stay: the table's run
-of a hardware tells the commit of the newest. Several files of one hardware make one run. A table is written for each backend that the files have records of, beside those of "aten" in the same
-layout: `make tuned` and `make gpu` measure both.
+of a hardware tells the commit of the newest. Several files of one hardware make one run. A table is
+written for each backend that the files have records of, beside those of "aten" in the same layout:
+`make tuned` and `make gpu` measure both.
 """
 
 from __future__ import annotations

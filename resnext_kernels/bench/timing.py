@@ -83,9 +83,9 @@ def interleaved(
             racing = {name: calls[name] for name in _near(times)}
             spent *= sum(sum(times[n]) for n in racing) / max(1, sum(map(sum, times.values())))
         windows = spent / (seconds * 1e9) if seconds else math.inf
-        if start >= _MIN_ROUNDS and windows > 1:
-            if windows > _MAX_WINDOWS or _known({name: times[name] for name in racing}):
-                break
+        enough = start >= _MIN_ROUNDS and windows > 1
+        if enough and (windows > _MAX_WINDOWS or _known({name: times[name] for name in racing})):
+            break
         begin = perf_counter_ns()
         for name, elapsed in run_rounds(racing, range(start, start + step), device, rest):
             times[name].append(elapsed)
