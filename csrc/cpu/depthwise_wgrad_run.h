@@ -65,12 +65,12 @@ class DepthwiseWgradRunner {
     plan.units = S::units(p);
     plan.unit_weights = p.taps() * kLanes;
     plan.step_rows = std::clamp<int64_t>((kPixels + p.out_w - 1) / p.out_w, 1, p.out_h);
-    plan.window =
+    const int64_t input_rows =
         std::min((p.kernel_h - 1) * p.dilation_h + (plan.step_rows - 1) * p.stride_h + 1, p.in_h);
     // Threads have pixels of their own, which they read as these lie in memory.
     plan.splits = std::clamp<int64_t>(p.batch * p.out_h * p.out_w / kSplitPixels, 1, threads);
     const int64_t sharing = threads / plan.splits;
-    const int64_t row_words = (plan.window * p.in_w + plan.step_rows * p.out_w) * kLanes;
+    const int64_t row_words = (input_rows * p.in_w + plan.step_rows * p.out_w) * kLanes;
     const int64_t most = std::min(kRowWords / row_words, kChunkWeightWords / plan.unit_weights);
     const Chunks chunks(plan.units, std::min(most, (plan.units + sharing - 1) / sharing), sharing);
     plan.chunk_units = chunks.units;
