@@ -30,7 +30,10 @@ from resnext_kernels.problem import ConvProblem
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\S+\s+)?([A-Z][\w.]*)", re.M)
+# Of PTX: the name, and of an asynchronous copy its bytes.
+INSTRUCTION = re.compile(
+    r"^\s*(?:@!?%p\d+\s+)?([a-z][\w.:]*)(?=[\s;])(?:.*\], 0x([0-9a-f]+))?", re.M
+)
 
 
 def launches(problem: ConvProblem, direction: str, epilogue: bool, precision: str):
@@ -78,21 +81,26 @@ def compile_launch(launch: Launch, tensors, capability: int):
 
 
 def read(binary) -> dict:
-    """Registers, shared memory and counted instructions of a binary."""
+    """Registers, stack and shared memory of a binary, and the counted instructions of its PTX.
+
+    ptxas takes accesses and matrix instructions as they stand there, and takes to the stack what it
+    spills; disassembling would take as long as compiling.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
         text = subprocess.run(
-            [CUOBJDUMP, "-sass", "-res-usage", file.name],
-            capture_output=True,
-            text=True,
-            check=True,
+            [CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
     usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
+    instructions = Counter(
+        f"{name} {int(size, 16)}" if name.startswith("cp.async") and size else name
+        for name, size in INSTRUCTION.findall(binary.asm["ptx"])
+    )
     return {
         "registers": int(usage["REG"]), "stack": int(usage["STACK"]), "local": int(usage["LOCAL"]),
         "shared": binary.metadata.shared, "warps": binary.metadata.num_warps,
-        "instructions": Counter(INSTRUCTION.findall(text)),
+        "instructions": instructions,
     }  # fmt: skip
 
 
