@@ -24,7 +24,11 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def fresh_random_numbers(request: pytest.FixtureRequest) -> None:
     """Seeds torch by the run's seed and the test's name, so that one test alone repeats too."""
-    torch.manual_seed(random.Random(f"{SEED} {request.node.nodeid}").randrange(2**32))
+    seed = random.Random(f"{SEED} {request.node.nodeid}").randrange(2**32)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # which for each kind of device that is not there writes a traceback, 13,000 times
+        torch.default_generator.manual_seed(seed)
 
 
 @pytest.fixture(autouse=True)
