@@ -118,10 +118,10 @@ def explain(
     ``images`` of shape ``(N, C, H, W)``, by running it once in evaluation mode: with each layer's
     own ``backend``, and for a `torch.nn.Conv2d` as if `replace_grouped_convs` had replaced it.
 
-    Arguments as in `grouped_conv2d`; ``print`` the result.
+    Arguments as in `grouped_conv2d`, without its ``bias``; ``print`` the result.
 
     Raises:
-        ProblemError: as `grouped_conv2d` would.
+        ProblemError: as `grouped_conv2d` would, and for complex tensors, which are always ATen's.
         ModelError: the model fails on the images.
         TypeError: ``input`` is neither a tensor nor a module, or ``weight`` no tensor; or a model
             comes with more than its images.

@@ -31,10 +31,12 @@ class _WhenImported(importlib.abc.MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
+        sys.meta_path.insert(0, self)  # for whoever only asks where the counter is
         assert spec is not None and spec.loader is not None
         execute = spec.loader.exec_module
 
         def exec_module(module) -> None:
+            sys.meta_path.remove(self)
             execute(module)
             _register(module)
 

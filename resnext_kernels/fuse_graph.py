@@ -38,6 +38,11 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def _is_as_defined(module: nn.Module) -> bool:
+    """Whether nothing was added to this instance that changes what a call of it does."""
+    return not has_hooks(module) and "forward" not in vars(module)
+
+
 def reason_against_conv(conv: nn.Module) -> str:
     """Why a convolution is not fused whatever is around it; empty where it can be."""
     kind = type(conv).__name__
@@ -79,7 +84,7 @@ def only_reader(node: fx.Node) -> fx.Node | None:
 def is_relu(node: fx.Node, modules: Modules) -> bool:
     if node.op == "call_module":
         module = modules[node.target]
-        return type(module) is nn.ReLU and not has_hooks(module)
+        return type(module) is nn.ReLU and _is_as_defined(module)
     return node.op != "output" and node.target in _RELUS
 
 
@@ -103,8 +108,9 @@ def is_idle(node: fx.Node, modules: Modules) -> bool:
         return False
     if node.op == "call_module":
         module = modules[node.target]
-        idle = type(module) is nn.Identity or isinstance(module, _DropoutNd)
-        return idle and not has_hooks(module)
+        kind = type(module)
+        is_dropout = issubclass(kind, _DropoutNd) and kind.__module__ == _DropoutNd.__module__
+        return (kind is nn.Identity or is_dropout) and _is_as_defined(module)
     return (
         node.op == "call_function"
         and node.target is F.dropout
@@ -129,9 +135,10 @@ def writes_nothing(node: fx.Node, modules: Modules) -> bool:
     if node.op == "call_method":
         return not str(node.target).endswith("_")
     if node.op != "call_module":
-        return node.target in (*_SUMS, operator.mul, operator.getitem, getattr)
+        into = "out" in node.kwargs
+        return not into and node.target in (*_SUMS, operator.mul, operator.getitem, getattr)
     module = modules[node.target]
     if isinstance(module, (FusedConv2d, FusedGroupedConv2d)):
         return True
     known = type(module).__module__.startswith("torch.nn.modules") and not list(module.children())
-    return known and not getattr(module, "inplace", False) and not has_hooks(module)
+    return known and not getattr(module, "inplace", False) and _is_as_defined(module)

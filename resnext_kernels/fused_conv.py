@@ -57,13 +57,15 @@ class FusedConv2d(nn.Conv2d):
         weight = self._packed_weight(input, window)
         conv = (padding, stride, dilation, groups)
         if residual is None:
-            return torch.ops.mkldnn._convolution_pointwise(
-                input, weight, self.bias, *conv, "relu" if self.relu else "none", [], ""
+            output = torch.ops.mkldnn._convolution_pointwise(
+                input, weight, self.bias, *conv, "none", [], ""
             )
-        return torch.ops.mkldnn._convolution_pointwise.binary(
-            input, residual, weight, self.bias, *conv,
-            "add", None, "relu" if self.relu else None, [], None,
-        )  # fmt: skip
+        else:
+            output = torch.ops.mkldnn._convolution_pointwise.binary(
+                input, residual, weight, self.bias, *conv, "add", None, None, [], None
+            )
+        # Not fused: oneDNN's ReLU makes 0 of NaN.
+        return output.relu_() if self.relu else output
 
     def _packed_weight(self, input: Tensor, window: Convolution) -> Tensor:
         """The weight as oneDNN's kernel for inputs of this shape reads it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._jit_internal import BroadcastingList2  # type: ignore[attr-defined]
 
 from .functional import grouped_conv2d, is_onnx_export
 
@@ -38,20 +39,21 @@ class GroupedConv2d(torch.nn.Conv2d):
 
     def _torchscript_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The same in the part of Python that TorchScript compiles and traces."""
+        stride, dilation = _pair(self.stride), _pair(self.dilation)
         padding = [0, 0]
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         elif isinstance(self.padding, str):
             if self.padding == "same":
-                height = self.dilation[0] * (weight.size(2) - 1)
-                width = self.dilation[1] * (weight.size(3) - 1)
+                height = dilation[0] * (weight.size(2) - 1)
+                width = dilation[1] * (weight.size(3) - 1)
                 left, top = width // 2, height // 2
                 input = F.pad(input, [left, width - left, top, height - top])
         else:
-            padding = list(self.padding)
+            padding = _pair(self.padding)
         batched = input if input.dim() != 3 else input.unsqueeze(0)
         output = torch.ops.resnext_kernels.grouped_conv2d(
-            batched, weight, bias, self.stride, padding, self.dilation, self.groups, self.backend
+            batched, weight, bias, stride, padding, dilation, self.groups, self.backend
         )
         return output if input.dim() != 3 else output.squeeze(0)
 
@@ -64,3 +66,10 @@ class GroupedConv2d(torch.nn.Conv2d):
                 "padding={padding}, dilation={dilation}, groups={groups}"
             ).format_map(vars(self))
         return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
+
+
+def _pair(setting: BroadcastingList2[int]) -> list[int]:
+    """A setting that was changed to an int, as a pair; TorchScript makes one of it at the call."""
+    if isinstance(setting, int):
+        return [setting, setting]
+    return list(setting)

@@ -149,7 +149,7 @@ def write(backend: str, device: str, new: Mapping[str, Sequence[Measured]]) -> P
     """Add records to the table of a backend, in place of those of the same problems.
 
     Readers see the old table or the new one, never a part, and writers wait for each other. What
-    is there but not in use is replaced.
+    is there but not in use is replaced. "auto" goes by what it read first, until its process ends.
 
     Raises:
         OSError: the table cannot be written.

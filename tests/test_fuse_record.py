@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from fusible import block, optimised, own, parts_of
 from problems import relative_error
 from torch import nn
 
@@ -141,3 +142,29 @@ def test_a_normalisation_after_a_relu_is_told_as_such():
 
     report = rk.optimize_for_inference(Net().eval()).report
     assert report.left == {"norm": "it does not follow a convolution"}
+
+
+class Halved(nn.Dropout):
+    """One that cannot be recorded."""
+
+    def forward(self, x):
+        return x / 2 if x.sum() < torch.inf else x
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.Identity, nn.Dropout, Halved])
+def test_forwards_that_are_not_torchs_stay(kind):
+    part = kind()
+    if kind is not Halved:
+        part.forward = lambda x: x / 2
+    model = own(lambda self, x: self.part(self.bn(self.conv(x))), **block(part=part))
+    assert parts_of(optimised(model), kind) == ["part"]
+
+
+def test_a_sum_may_be_written_into_what_a_convolution_reads():
+    def run(self, x):
+        copy = x * 1
+        out = self.conv(copy)
+        torch.add(x, 1, out=copy)
+        return self.relu(out + copy)
+
+    optimised(own(run, **block()))

@@ -5,7 +5,7 @@ import operator
 
 import pytest
 import torch
-from fusible import block, images, own, small
+from fusible import block, images, own, parts_of, small
 from small_models import relative_error
 from torch import nn
 
@@ -25,6 +25,25 @@ def errors_of_networks(run, networks: int = 8) -> tuple[float, float]:
         errors.append([relative_error(out, truth) for out in run(model, x)])
     fast, plain = torch.tensor(errors).square().mean(0).sqrt().tolist()
     return fast, plain
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("residual", [False, True])
+def test_relu_keeps_nan(residual, groups):
+    """What is no number in a model is none in the optimised one."""
+
+    def run(self, x):
+        out = self.conv(x)
+        return self.relu(out + x if residual else out)
+
+    conv = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+    model = own(run, **block(conv=conv)).float()
+    x = images(torch.float32, channels=8)
+    x[:, 1, 3, 4] = torch.nan
+    fast = rk.optimize_for_inference(model)
+    assert not parts_of(fast, nn.ReLU)
+    assert torch.equal(fast(x).isnan(), model(x).isnan())
 
 
 @torch.no_grad()

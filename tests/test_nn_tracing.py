@@ -116,10 +116,13 @@ def test_torchscript_trace(settings):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("padding", ["same", "valid", (2, 3)])
-def test_torchscript_of_settings_changed_after_construction(padding):
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation"),
+    [(1, "same", (2, 3)), ((1, 1), "valid", (2, 3)), ((1, 1), (2, 3), (2, 3)), (2, 1, 1)],
+)
+def test_torchscript_of_settings_changed_after_construction(stride, padding, dilation):
     module, x = grouped(SETTINGS[0]), torch.randn(2, 8, 9, 11)
-    module.stride, module.padding, module.dilation = (1, 1), padding, (2, 3)
+    module.stride, module.padding, module.dilation = stride, padding, dilation
     for compiled in (torch.jit.script(module), torch.jit.trace(module, x)):
         assert relative_error(compiled(x), module(x)) < 1e-6
 

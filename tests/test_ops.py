@@ -1,5 +1,8 @@
 """The operators beside `F.conv2d`: strides, dtypes, gradients, autocast, FLOPs, opcheck."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -264,6 +267,20 @@ def test_flops(groups):
     assert forward == counts[F.conv2d][0] == 2 * output.numel() * weight[0].numel()
     assert backward == 2 * forward
     assert backward == counts[F.conv2d][1] or groups > 1
+
+
+def test_flops_are_counted_where_someone_only_asked_for_the_counter():
+    code = """if True:
+        import importlib.util
+        import torch
+        import resnext_kernels as rk
+        assert importlib.util.find_spec("torch.utils.flop_counter").name
+        from torch.utils.flop_counter import FlopCounterMode
+        with FlopCounterMode(display=False) as counter:
+            rk.grouped_conv2d(torch.randn(1, 4, 5, 5), torch.randn(4, 2, 3, 3), groups=2)
+        assert counter.get_total_flops() == 2 * 36 * 18
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 OPCHECK_CASES = {

@@ -43,9 +43,10 @@ def test_the_newer_flags(everywhere: str, convolutions: str, allowed: bool) -> N
     assert tf32.allowed() == allowed
 
 
-def test_never_on_another_makers_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("maker", ["hip", "xpu"])
+def test_never_on_another_makers_gpu(maker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cudnn.conv.fp32_precision = "tf32"
-    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.version, maker, "6.4")
     assert not tf32.allowed()
 
 

@@ -176,6 +176,20 @@ def test_large_contiguous_images_are_converted(case, direction, monkeypatch):
     assert out.is_contiguous()
 
 
+@pytest.mark.parametrize("stride", [256, 4096])
+@pytest.mark.parametrize("direction", ["fprop", "wgrad"])
+def test_what_lies_behind_the_last_image_at_long_strides(direction, stride):
+    """A column far outside times the stride would be one inside where it overflows."""
+    case = problem(8, kernel=(1, 1), padding=(0, 0), size=(8, 8), stride=(1, stride))
+    operands = []
+    for shape in operand_shapes(case, direction):
+        surroundings = torch.full((shape[0] + 2, *shape[1:]), torch.nan)
+        inside = surroundings.contiguous(memory_format=torch.channels_last)[1:-1]
+        operands.append(inside.copy_(torch.randn(shape)))
+    out = run(case, direction, "triton", *operands)
+    assert numerics.error(case, direction, out, *operands) < TOLERANCES[torch.float32]
+
+
 LAYOUTS = ["channel_slice_last", "offset_last", "every_second", "expanded_pixels", "permuted"]
 
 

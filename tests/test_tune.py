@@ -158,6 +158,19 @@ def test_convolutions_of_other_classes_are_not_recorded():
     assert layer.single.groups == 4 and layer.problem(7, torch.bfloat16).batch == 7
 
 
+def test_a_model_whose_default_cfg_is_nothing(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    model = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3))\n"
+        "    model.default_cfg = None\n"
+        "    return model\n"
+    )
+    _, images = recorded.load(f"{file}:make")
+    assert images.shape == (1, 3, 224, 224)
+
+
 def test_what_is_wrong_is_not_recorded():
     made = case("fprop")
     found = records_of([*measured(made, {"cpu": None, "aten": 1.0}), *measured(

@@ -99,6 +99,18 @@ def test_failed_download_says_what_was_tried(tmp_path, monkeypatch):
         load_weights(tiny(), SimpleNamespace(url=url), progress=False)
 
 
+def test_damaged_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "tiny-deadbeef.pth"
+    torch.save(tiny().state_dict(), file)
+    with pytest.raises(ConnectionError, match=f"{file.as_uri()} .*invalid hash value"):
+        load_weights(tiny(), SimpleNamespace(url=file.as_uri()), progress=False)
+    kept = tmp_path / "hub" / "checkpoints" / file.name
+    kept.write_bytes(b"PK")
+    with pytest.raises(ValueError, match=f"{file.as_uri()} in {kept} is damaged .*; remove it"):
+        load_weights(tiny(), SimpleNamespace(url=file.as_uri()), progress=False)
+
+
 def without(key):
     return lambda state: {name: value for name, value in state.items() if name != key}
 

@@ -16,7 +16,7 @@ NAME = "cpu"
 LIBRARY = load_library("_cpu")
 DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
-# A thread keeps the packed weights of a group: 4 MiB at the most.
+# Each thread keeps the packed weights of a group: 4 MiB, more where its channels fill no vectors.
 _MOST_WEIGHTS = 1 << 20
 # Of stride, padding and dilation: a thread keeps the rows from a kernel's first tap to its last,
 # padded, be they in the image or not.

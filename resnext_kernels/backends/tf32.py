@@ -13,4 +13,4 @@ def allowed() -> bool:
     (`torch.backends.cudnn.allow_tf32`), and for those that stand for several libraries.
     """
     precision = cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    return precision == "tf32" and not torch.version.hip
+    return precision == "tf32" and not (torch.version.hip or torch.version.xpu)

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ def load(name: str) -> tuple[nn.Module, Tensor]:
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name}: returned {type(module).__name__}, expected a torch.nn.Module")
     if images is None:
-        images = torch.randn(1, *getattr(module, "default_cfg", {}).get("input_size", _IMAGE))
+        config = getattr(module, "default_cfg", None)
+        size = config.get("input_size", _IMAGE) if isinstance(config, Mapping) else _IMAGE
+        images = torch.randn(1, *size)
     if not isinstance(images, Tensor):
         kind = type(images).__name__
         raise ModelError(f"{name}: an example of type {kind}, expected a Tensor")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,8 @@ def load_weights(
     Raises:
         ValueError: no such file or name, an unreadable file, or weights that do not fit the model.
             The message lists the keys; the model is left untouched.
-        ConnectionError: the download failed; the message says from where.
+        ConnectionError: the download failed, or is not the file it should be; the message says
+            from where.
         ImportError: a .safetensors file without the safetensors package.
     """
     state = canonical_state_dict(_fetch(weights, architecture, progress))
@@ -182,7 +184,13 @@ def _download(url: str, progress: bool) -> Mapping[str, Any]:
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=progress, check_hash=True, weights_only=True
         )
-    except OSError as error:
+    except Exception as error:  # Torch tells a wrong hash by RuntimeError, damage by anything.
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+        if not isinstance(error, OSError) and file.exists():
+            summary = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"the copy of {url} in {file} is damaged ({summary}); remove it"
+            ) from error
         raise ConnectionError(
             f"could not download {url} ({error}); without a network, fetch that file elsewhere "
             "and pass its path as weights="

@@ -70,7 +70,9 @@ def conv_rows(
     pid = tl.program_id(0)
     cell = cell_ids((pid % cell_blocks) * CELLS, CELLS)
     pid = pid // cell_blocks
-    image, column = split_pixels((pid % column_blocks) * PIXELS, columns, batch, PIXELS, WIDE)
+    image, column = split_pixels(
+        (pid % column_blocks) * PIXELS, columns, batch, SRC_STEP_W * DST_STEP_W, PIXELS, WIDE
+    )
     first = (pid // column_blocks) * strip
     block = cell // PARTS
     k = along(tl.arange(0, DEPTH), 2, CELLS)

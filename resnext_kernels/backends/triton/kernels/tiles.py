@@ -52,14 +52,17 @@ def offset(value, WIDE: tl.constexpr):
 
 
 @triton.jit
-def split_pixels(first, columns, batch, COUNT: tl.constexpr, WIDE: tl.constexpr):
+def split_pixels(
+    first, columns, batch, STEP: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr
+):
     """(image, column) of ``COUNT`` entries of the list of all columns of all images.
 
-    Behind the last image columns lie far outside, so that one comparison masks them and borders.
+    Behind the last image columns lie far outside, also when multiplied by ``STEP``, so that one
+    comparison masks them and borders.
     """
     index = first + tl.arange(0, COUNT)
     image = index // columns
-    column = tl.where(image < batch, index % columns, 1 << 24)
+    column = tl.where(image < batch, index % columns, (1 << 30) // STEP)
     return offset(image, WIDE), offset(column, WIDE)
 
 

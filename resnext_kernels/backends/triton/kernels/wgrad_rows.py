@@ -61,7 +61,7 @@ def wgrad_rows(
         sums = sums + (zeros(HEIGHT, BREADTH, CELLS),)
     for step in range(split * split_steps, tl.minimum((split + 1) * split_steps, steps)):
         row = step % rows
-        image, column = split_pixels(step // rows * PIXELS, columns, batch, PIXELS, WIDE)
+        image, column = split_pixels(step // rows * PIXELS, columns, batch, STRIDE_W, PIXELS, WIDE)
         from_column = column * STRIDE_W - PADDING_W
         grads = grad + along(image * grad_n + column * grad_x, 2, CELLS)
         inputs = input + along(image * in_n + from_column * in_x, 1, CELLS)
