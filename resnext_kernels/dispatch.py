@@ -48,7 +48,7 @@ def choose(problem: ConvProblem, direction: Direction, backend: str = AUTO) -> M
     """
     check_backend_name(backend)
     if backend != AUTO:
-        reasons = not_supported_reasons(BACKENDS[backend], problem, direction)
+        reasons = not_supported_reasons(BACKENDS[backend], problem)
         if reasons:
             raise ProblemError(
                 f"backend={backend!r} cannot serve {direction} of {problem}: " + "; ".join(reasons)
@@ -60,20 +60,18 @@ def choose(problem: ConvProblem, direction: Direction, backend: str = AUTO) -> M
     return aten
 
 
-def not_supported_reasons(
-    module: ModuleType, problem: ConvProblem, direction: Direction
-) -> list[str]:
-    """Why ``module`` cannot serve ``direction`` of ``problem``: also that it was disabled."""
+def not_supported_reasons(module: ModuleType, problem: ConvProblem) -> list[str]:
+    """Why ``module`` cannot serve ``problem``: also that it was disabled."""
     if module.NAME in DISABLED:
         return [f"disabled by the environment variable {DISABLE}"]
-    return module.not_supported_reasons(problem, direction)
+    return module.not_supported_reasons(problem)
 
 
 def auto_reasons_against(
     module: ModuleType, problem: ConvProblem, direction: Direction
 ) -> list[str]:
     """Why "auto" passes over ``module``: what it cannot do, or that ATen is faster."""
-    reasons = not_supported_reasons(module, problem, direction)
+    reasons = not_supported_reasons(module, problem)
     if reasons or module is aten:
         return reasons
     if getattr(module, "INTERPRETED", False):

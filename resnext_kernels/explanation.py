@@ -193,7 +193,7 @@ def _predict(module: ModuleType, problem: ConvProblem, direction: Direction) -> 
     able = (
         other
         for other in BACKENDS.values()
-        if other is not aten and not dispatch.not_supported_reasons(other, problem, direction)
+        if other is not aten and not dispatch.not_supported_reasons(other, problem)
     )
     times = (tuning.compare(o.NAME, o.isa(), problem, direction).aten for o in able)
     return next((time for time in times if time is not None), None)

@@ -60,7 +60,7 @@ def run(
     """
     input, weight = numerics.input_and_weight(problem, direction, first, second)
     called = ConvProblem.of(input, weight, *problem.convolution)
-    reasons = dispatch.not_supported_reasons(BACKENDS[backend], called, direction)
+    reasons = dispatch.not_supported_reasons(BACKENDS[backend], called)
     try:
         out = numerics.call(problem, direction, backend, first, second)
     except ProblemError as error:
@@ -74,6 +74,6 @@ def run(
 def skip_unless_loaded(backend: str, device: str, served: ConvProblem | None = None) -> None:
     """Skip the test where a backend cannot serve a problem, the plainest one, on a device."""
     served = dataclasses.replace(served or problem(8), device=device)
-    reasons = dispatch.not_supported_reasons(BACKENDS[backend], served, "fprop")
+    reasons = dispatch.not_supported_reasons(BACKENDS[backend], served)
     if reasons:
         pytest.skip("; ".join(reasons))

@@ -53,7 +53,7 @@ def test_it_comes_first():
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_what_nothing_speaks_against_is_served(loaded, direction):
-    assert cuda.not_supported_reasons(SERVED, direction) == []
+    assert cuda.not_supported_reasons(SERVED) == []
     assert dispatch.choose(SERVED, direction) is cuda
     shapes = (2, 16, 6, 7), (16, 8, 3, 3)
     assert loaded["asked"][0] == (*shapes, (1, 1), (1, 1), (1, 1), 2, SERVED.dtype.itemsize)
@@ -73,13 +73,13 @@ def test_what_nothing_speaks_against_is_served(loaded, direction):
 )
 def test_reasons_of_a_problem(loaded, changed, expected):
     case = dataclasses.replace(SERVED, **changed)
-    assert cuda.not_supported_reasons(case, "fprop") == [expected]
+    assert cuda.not_supported_reasons(case) == [expected]
     assert dispatch.choose(case, "fprop") is not cuda
 
 
 def test_the_kernels_own_reason(loaded):
     loaded["reason"] = "kernels other than 3x3"
-    assert cuda.not_supported_reasons(SERVED, "wgrad") == ["kernels other than 3x3"]
+    assert cuda.not_supported_reasons(SERVED) == ["kernels other than 3x3"]
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_the_kernels_own_reason(loaded):
 )
 def test_reasons_of_the_gpus(loaded, gpus, expected):
     loaded["gpus"] = gpus
-    found = cuda.not_supported_reasons(SERVED, "fprop")
+    found = cuda.not_supported_reasons(SERVED)
     assert (found == []) if expected is None else (len(found) == 1 and expected in found[0])
 
 
 def test_without_the_library_it_says_so_and_asks_nothing(loaded, monkeypatch):
     monkeypatch.setattr(cuda, "LIBRARY", Library("_cuda", False, "_cuda.so was not built"))
-    assert cuda.not_supported_reasons(SERVED, "fprop") == ["_cuda.so was not built"]
+    assert cuda.not_supported_reasons(SERVED) == ["_cuda.so was not built"]
     assert loaded["asked"] == []
 
 

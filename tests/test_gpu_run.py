@@ -239,7 +239,7 @@ def test_small_problems_are_held_to_what_torch_allows(monkeypatch, capsys):
         return 0.9 * tolerances.get(problem.dtype, 1e-2)
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # the default
-    monkeypatch.setattr(small.cuda, "not_supported_reasons", lambda problem, direction: [])
+    monkeypatch.setattr(small.cuda, "not_supported_reasons", lambda problem: [])
     monkeypatch.setattr(small, "error_of", error_of)
     assert small.main() == 0, capsys.readouterr().out
     found = capsys.readouterr().out.splitlines()

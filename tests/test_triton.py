@@ -49,11 +49,11 @@ def test_its_place():
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_what_nothing_speaks_against_is_served(gpus, direction):
-    assert triton.not_supported_reasons(SERVED, direction) == []
+    assert triton.not_supported_reasons(SERVED) == []
     assert dispatch.choose(SERVED, direction, "triton") is triton
     for changed in ({"dtype": torch.float32}, {"channels_last": False}, {"dilation": (2, 1)}):
         case = dataclasses.replace(SERVED, **changed)
-        assert triton.not_supported_reasons(case, direction) == []
+        assert triton.not_supported_reasons(case) == []
     assert triton.isa() == "sm_90 a GPU"
 
 
@@ -67,16 +67,16 @@ def test_what_nothing_speaks_against_is_served(gpus, direction):
     ids=str,
 )
 def test_reasons_of_a_problem(gpus, changed, expected):
-    (reason,) = triton.not_supported_reasons(dataclasses.replace(SERVED, **changed), "fprop")
+    (reason,) = triton.not_supported_reasons(dataclasses.replace(SERVED, **changed))
     assert reason.startswith(expected)
 
 
 def test_reasons_of_devices(gpus):
     gpus.append((7, 5))
-    (reason,) = triton.not_supported_reasons(SERVED, "wgrad")
+    (reason,) = triton.not_supported_reasons(SERVED)
     assert reason == "cuda:1 has compute capability 7.5, serves 8.0 and later"
     gpus.clear()
-    assert triton.not_supported_reasons(SERVED, "wgrad") == ["torch finds no CUDA device"]
+    assert triton.not_supported_reasons(SERVED) == ["torch finds no CUDA device"]
 
 
 @needs_triton
@@ -84,7 +84,7 @@ def test_reasons_of_devices(gpus):
 def test_triton_that_does_not_start_is_passed_over(monkeypatch):
     monkeypatch.setattr(triton, "INTERPRETED", False)
     case = dataclasses.replace(SERVED, device="xpu")
-    (reason,) = triton.not_supported_reasons(case, "fprop")
+    (reason,) = triton.not_supported_reasons(case)
     assert reason.startswith("triton does not start: RuntimeError: 0 active drivers")
     assert dispatch.choose(case, "fprop").NAME == "aten"
 
@@ -119,7 +119,7 @@ def test_which_triton_serves(found, loaded, text, monkeypatch):
     monkeypatch.setattr(triton, "LIBRARY", library)
     assert info.describe()["backend triton"] == library.message
     if not loaded:
-        assert library.message in triton.not_supported_reasons(SERVED, "fprop")
+        assert library.message in triton.not_supported_reasons(SERVED)
 
 
 def test_tensors_on_the_cpu_are_refused():

@@ -246,8 +246,8 @@ def test_not_a_number_reaches_its_merged_groups_alone(relu):
 
 def test_auto_passes_over_the_interpreter():
     case = dataclasses.replace(problem(8), channels_last=True)
+    assert triton.not_supported_reasons(case) == []
     for direction in DIRECTIONS:
-        assert triton.not_supported_reasons(case, direction) == []
         assert dispatch.choose(case, direction) is not triton
         assert "interpreted" in dispatch.auto_reasons_against(triton, case, direction)[0]
 

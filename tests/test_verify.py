@@ -161,7 +161,7 @@ def test_triton_is_checked_on_a_sample_of_everything():
 
 def test_what_compiles_for_each_check_has_few_and_says_so(monkeypatch, capsys):
     """ATen's functions stand in for Triton's kernels."""
-    monkeypatch.setattr(triton, "not_supported_reasons", lambda problem, direction: [])
+    monkeypatch.setattr(triton, "not_supported_reasons", lambda problem: [])
     for direction in DIRECTIONS:
         monkeypatch.setattr(triton, direction, getattr(aten, direction))
     targets = [checks.Target(name, "cpu", "") for name in ("triton", "aten")]
@@ -264,7 +264,7 @@ def test_names_that_cannot_be_disabled_are_told_once(value):
 
 
 def test_a_disabled_backend_is_not_asked(monkeypatch):
-    def broken(problem, direction):
+    def broken(problem):
         raise AssertionError("asked")
 
     monkeypatch.setattr(dispatch, "DISABLED", frozenset({"cpu"}))

@@ -65,12 +65,12 @@ def main() -> int:
         torch.backends.cudnn.allow_tf32 = allow_tf32
         if allow_tf32 and problem.dtype != torch.float32:
             continue
+        what = f"{problem} {problem.dtype}{' TF32' if allow_tf32 else ''}"
+        if reasons := cuda.not_supported_reasons(problem):
+            print(f"not served: {what}: {'; '.join(reasons)}")
+            continue
         for direction in DIRECTIONS:
-            name = f"{direction} {problem} {problem.dtype}{' TF32' if allow_tf32 else ''}"
-            reasons = cuda.not_supported_reasons(problem, direction)
-            if reasons:
-                print(f"not served: {name}: {'; '.join(reasons)}")
-                continue
+            name = f"{direction} {what}"
             error = error_of(problem, direction)
             served += 1
             if not error < tolerance(problem.dtype, problem.device):

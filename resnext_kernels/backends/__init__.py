@@ -3,7 +3,7 @@
 A backend is a module with one interface:
 
 - ``NAME``: its public name;
-- ``not_supported_reasons(problem, direction) -> list[str]``: empty where it serves the call;
+- ``not_supported_reasons(problem) -> list[str]``: empty where it serves the call;
 - ``fprop(problem, input, weight, bias, residual, relu) -> output``,
   ``dgrad(problem, grad_output, weight) -> grad_input``,
   ``wgrad(problem, grad_output, input, memory_format) -> grad_weight``;

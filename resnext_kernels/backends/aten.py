@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..formats import unambiguous
-from ..problem import ConvProblem, Direction
+from ..problem import ConvProblem
 
 NAME = "aten"
 
 
-def not_supported_reasons(problem: ConvProblem, direction: Direction) -> list[str]:
+def not_supported_reasons(problem: ConvProblem) -> list[str]:
     """ATen serves every valid problem."""
     return []
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..library import load_library
-from ..problem import ConvProblem, Direction
+from ..problem import ConvProblem
 
 NAME = "cpu"
 LIBRARY = load_library("_cpu")
@@ -23,8 +23,8 @@ _MOST_WEIGHTS = 1 << 20
 _MOST_STEP = 1 << 8
 
 
-def not_supported_reasons(problem: ConvProblem, direction: Direction) -> list[str]:
-    """Every reason why these kernels cannot serve ``direction`` of ``problem``."""
+def not_supported_reasons(problem: ConvProblem) -> list[str]:
+    """Every reason why these kernels cannot serve ``problem``."""
     reasons = []
     if not LIBRARY.loaded:
         reasons.append(LIBRARY.message)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..library import load_library
-from ..problem import ConvProblem, Direction
+from ..problem import ConvProblem
 from . import tf32
 
 NAME = "cuda"
@@ -24,8 +24,8 @@ _ACCESS = 16  # bytes that a thread moves at a time
 _ARCH = re.compile(r"(\d+)\.(\d)([af]?)(\+PTX)?")
 
 
-def not_supported_reasons(problem: ConvProblem, direction: Direction) -> list[str]:
-    """Every reason why these kernels cannot serve ``direction`` of ``problem``."""
+def not_supported_reasons(problem: ConvProblem) -> list[str]:
+    """Every reason why these kernels cannot serve ``problem``."""
     reasons = []
     if not LIBRARY.loaded:
         reasons.append(LIBRARY.message)

@@ -146,5 +146,5 @@ DEFAULT_PEERS = ("torch:channels_last", "torch:contiguous")  # the others compil
 def reasons_against(name: str, problem: ConvProblem, direction: Direction) -> list[str]:
     """Why an implementation of `OURS` or `PEERS` cannot serve a call; empty where it can."""
     if name in BACKENDS:
-        return not_supported_reasons(BACKENDS[name], problem, direction)
+        return not_supported_reasons(BACKENDS[name], problem)
     return jax_peer.reasons_against(problem, direction) if name == "jax" else []

@@ -62,7 +62,7 @@ def targets() -> list[Target]:
     for backend, module in BACKENDS.items():
         for device in devices.get(backend, ["cuda"]):
             plain = dataclasses.replace(problem(8), device=device)
-            reasons = dispatch.not_supported_reasons(module, plain, "fprop")
+            reasons = dispatch.not_supported_reasons(module, plain)
             found.append(Target(backend, device, "; ".join(reasons)))
     return found
 
@@ -218,7 +218,7 @@ class _Trial:
         )
         called = ConvProblem.of(input, weight, *check.problem.convolution)
         module = BACKENDS[backend]
-        if reasons := dispatch.not_supported_reasons(module, called, check.direction):
+        if reasons := dispatch.not_supported_reasons(module, called):
             return Outcome(refused="; ".join(reasons))
         try:
             with _threads(threads):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...library import Library
-from ...problem import ConvProblem, Direction
+from ...problem import ConvProblem
 
 NAME = "triton"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -42,8 +42,8 @@ def _find() -> Library:
 LIBRARY = _find()
 
 
-def not_supported_reasons(problem: ConvProblem, direction: Direction) -> list[str]:
-    """Every reason why these kernels cannot serve ``direction`` of ``problem``."""
+def not_supported_reasons(problem: ConvProblem) -> list[str]:
+    """Every reason why these kernels cannot serve ``problem``."""
     reasons = []
     if not LIBRARY.loaded:
         reasons.append(LIBRARY.message)
