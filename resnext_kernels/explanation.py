@@ -13,7 +13,7 @@ from .backends import BACKENDS, aten
 from .calls import Call, grouped_calls
 from .functional import check_tensors
 from .nn import GroupedConv2d
-from .problem import DIRECTIONS, ConvProblem, Direction, IntOrPair, normalise, validate
+from .problem import DIRECTIONS, ConvProblem, Direction, IntOrPair, dtype_name, normalise, validate
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _predict(module: ModuleType, problem: ConvProblem, direction: Direction) -> 
 
 def _text(problem: ConvProblem) -> str:
     layout = "channels_last" if problem.channels_last else "contiguous"
-    return f"{problem} {str(problem.dtype).removeprefix('torch.')} {layout}"
+    return f"{problem} {dtype_name(problem.dtype)} {layout}"
 
 
 def _predicted(time: float | None) -> str:

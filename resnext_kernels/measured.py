@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .problem import ConvProblem, Direction, Pair
+from .problem import ConvProblem, Direction, Pair, dtype_name
 
 _MOST = 2**40  # of a count and of milliseconds: products of them are still finite as floats
 
@@ -39,7 +39,7 @@ class Measured:
         """The record of ``problem``, whose dilation is 1, with two times."""
         return cls(
             direction,
-            str(problem.dtype).removeprefix("torch."),
+            dtype_name(problem.dtype),
             "channels_last" if problem.channels_last else "contiguous",
             problem.batch,
             problem.groups,

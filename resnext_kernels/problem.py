@@ -96,6 +96,11 @@ def _named_padding(
     return input, (total_h // 2, total_w // 2)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As tables, records and the command line have it: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def memory_format_of(input: Tensor, weight: Tensor) -> torch.memory_format:
     """Memory format ATen gives the output: channels_last if either operand suggests it.
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from .bench import machine
+from . import machine
 from .measured import DAMAGE, Measured, Runs, runs_from_json
 from .version import __version__
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from tiny_suite import FIELDS, LAYERS, break_auto, case
 
 import resnext_kernels as rk
-from resnext_kernels.bench import machine, peaks, report, runner, suites, timing, work
+from resnext_kernels import machine
+from resnext_kernels.bench import peaks, report, runner, suites, timing, work
 from resnext_kernels.bench.implementations import (
     DEFAULT_OURS,
     DEFAULT_PEERS,

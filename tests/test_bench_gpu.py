@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_suite import case
 
-from resnext_kernels.bench import machine, peaks, runner, timing
+from resnext_kernels import machine
+from resnext_kernels.bench import peaks, runner, timing
 from resnext_kernels.bench.implementations import (
     PEERS,
 )

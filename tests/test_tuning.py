@@ -18,7 +18,7 @@ import resnext_kernels as rk
 from resnext_kernels import dispatch, tuning
 from resnext_kernels.backends import BACKENDS, cpu
 from resnext_kernels.bench import suites
-from resnext_kernels.problem import DIRECTIONS
+from resnext_kernels.problem import DIRECTIONS, dtype_name
 from resnext_kernels.tuning import Measured
 
 CHECKOUT = Path(__file__).parents[1]
@@ -237,7 +237,7 @@ def test_auto_and_explain_follow_the_table(folder, winner):
 def test_shipped_table_holds_every_layer_of_the_suites(suite):
     table = tuning.read(CHECKOUT / "resnext_kernels" / "tuned" / "cpu.json")
     for made in suites.cases_of(suite, DIRECTIONS, suites.DTYPES.values(), (1, 8)):
-        known = table[tuning.hardware("avx512_bf16", made.dtype_name)]
+        known = table[tuning.hardware("avx512_bf16", dtype_name(made.dtype))]
         for last in (True, False):
             wanted = made.layer.problem(made.batch, made.dtype, channels_last=last)
             record = Measured.of(wanted, made.direction)

@@ -39,10 +39,14 @@ PixelStrides pixel_strides(const Tensor& t) {
   return {t.stride(0), t.stride(2), t.stride(3)};
 }
 
-void check_dense(const Tensor& t, const Ints& nchw, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 4, "resnext_kernels_cpu: ", name, " expected 4 dimensions");
+void check_shape(const Tensor& t, const Ints& nchw, const char* name) {
   for (int64_t i = 0; i < 4; ++i)
     STD_TORCH_CHECK(t.size(i) == nchw[i], "resnext_kernels_cpu: ", name, " has the wrong shape");
+}
+
+void check_dense(const Tensor& t, const Ints& nchw, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 4, "resnext_kernels_cpu: ", name, " expected 4 dimensions");
+  check_shape(t, nchw, name);
   const Ints dense = {nchw[1] * nchw[2] * nchw[3], 1, nchw[3] * nchw[1], nchw[1]};
   for (int64_t i = 0; i < 4; ++i)
     STD_TORCH_CHECK(t.stride(i) == dense[i] || nchw[i] <= 1, "resnext_kernels_cpu: ", name,
@@ -101,11 +105,6 @@ ConvProblem problem_of(const Tensor& weight, int64_t batch, int64_t in_h, int64_
 
 Ints input_shape(const ConvProblem& p) { return {p.batch, p.in_channels, p.in_h, p.in_w}; }
 Ints output_shape(const ConvProblem& p) { return {p.batch, p.out_channels, p.out_h, p.out_w}; }
-
-void check_shape(const Tensor& t, const Ints& shape, const char* name) {
-  for (int64_t i = 0; i < 4; ++i)
-    STD_TORCH_CHECK(t.size(i) == shape[i], "resnext_kernels_cpu: ", name, " has the wrong shape");
-}
 
 int64_t threads() { return torch::stable::get_num_threads(); }
 

@@ -1,9 +1,10 @@
 // The peak rate of multiply-adds, measured: independent chains that never leave the registers.
 #pragma once
 
+constexpr int kChains = kLanes == 16 ? 14 : 10;
+
 template <class Math>
 inline float peak_rounds(int64_t rounds) {
-  constexpr int kChains = kLanes == 16 ? 14 : 10;
   Vec acc[kChains];
 #pragma GCC unroll 16
   for (int i = 0; i < kChains; ++i) acc[i] = zero();
@@ -27,7 +28,7 @@ inline float peak_rounds(int64_t rounds) {
 // FLOPs of one round of one thread.
 template <class Math>
 constexpr int64_t round_flops() {
-  return int64_t{2} * Math::kPerWord * kLanes * (kLanes == 16 ? 14 : 10);
+  return int64_t{2} * Math::kPerWord * kLanes * kChains;
 }
 
 inline int64_t run_peak(Element element, int64_t rounds, float* sink) {

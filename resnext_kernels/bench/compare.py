@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from .report import aligned, label, number, title
+from .implementations import label
+from .report import aligned, number, title
 from .runner import Record, Result
 from .suites import WHOLE_MODELS
 

@@ -61,9 +61,7 @@ class Implementation:
 
     @property
     def label(self) -> str:
-        """The name, with the layout where that is neither the usual one nor in the name."""
-        usual = self.layout == "channels_last" or self.name in PEERS
-        return self.name if usual else f"{self.name} {self.layout}"
+        return label(self.name, self.layout)
 
     def in_layout(self, layout: Layout) -> Implementation:
         """The same one on operands in another memory format, conversions within its time."""
@@ -141,6 +139,12 @@ PEERS = _by_name(
     )
 )
 DEFAULT_PEERS = ("torch:channels_last", "torch:contiguous")  # the others compile for minutes
+
+
+def label(implementation: str, layout: str) -> str:
+    """The name, with the layout where that is neither the usual one nor in the name."""
+    usual = layout == "channels_last" or implementation in PEERS
+    return implementation if usual else f"{implementation} {layout}"
 
 
 def reasons_against(name: str, problem: ConvProblem, direction: Direction) -> list[str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypedDict
 import torch
 
 from ..backends import cpu
+from ..problem import dtype_name
 from .timing import run_rounds
 
 
@@ -56,7 +57,7 @@ class Peaks:
         sizes = _SIZES[self._device]
         matmul = f"torch.mm of {sizes.matrix}x{sizes.matrix} matrices"
         return {
-            "gflops": {str(t).removeprefix("torch."): v for t, v in self._gflops.items()},
+            "gflops": {dtype_name(t): v for t, v in self._gflops.items()},
             "gbps": self._gbps,
             "threads": torch.get_num_threads(),
             "method": {
@@ -67,7 +68,7 @@ class Peaks:
 
 
 def _fma_gflops(dtype: torch.dtype) -> float:
-    return torch.ops.resnext_kernels_cpu.peak_gflops(str(dtype).removeprefix("torch."))
+    return torch.ops.resnext_kernels_cpu.peak_gflops(dtype_name(dtype))
 
 
 def _matmul_gflops(dtype: torch.dtype, device: str) -> float:

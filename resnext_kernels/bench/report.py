@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..dispatch import AUTO
-from .implementations import OURS, PEERS
+from .implementations import OURS, PEERS, label
 from .overhead import TORCH
 from .peaks import PeaksDict
 from .runner import Record, Result
@@ -204,12 +204,6 @@ def summary_table(result: Result) -> str:
         for s in summarise(result)
     ]
     return aligned(_SUMMARY_HEADERS, rows)
-
-
-def label(implementation: str, layout: str) -> str:
-    """The name, with the layout where that is neither the usual one nor in the name."""
-    usual = layout == "channels_last" or implementation in PEERS
-    return implementation if usual else f"{implementation} {layout}"
 
 
 def peaks_line(peaks: PeaksDict) -> str:

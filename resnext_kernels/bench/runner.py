@@ -11,9 +11,9 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import machine, reference
+from ..problem import dtype_name
 from ..verification.numerics import relative_error, tolerance
-from . import machine
 from .failures import kept, reason_of
 from .implementations import (
     DEFAULT_OURS,
@@ -281,7 +281,7 @@ def _record(m: Measurement, best_peer_ms: float | None, peaks: PeaksDict) -> Rec
         "suite": case.suite,
         "problem": str(case.layer),
         "direction": case.direction,
-        "dtype": case.dtype_name,
+        "dtype": dtype_name(case.dtype),
         "layout": m.implementation.layout,
         "batch": case.batch,
         "implementation": m.implementation.name,

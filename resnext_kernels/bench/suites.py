@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..problem import ConvProblem, Direction
+from ..problem import ConvProblem, Direction, dtype_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WHOLE_MODELS = "model"  # the suite of records that tell of whole models, not of layers
@@ -181,12 +181,8 @@ class Case:
     def problem(self) -> ConvProblem:
         return self.layer.problem(self.batch, self.dtype, device=self.device)
 
-    @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
-
     def __str__(self) -> str:
-        return f"{self.layer} {self.direction} {self.dtype_name} batch {self.batch}"
+        return f"{self.layer} {self.direction} {dtype_name(self.dtype)} batch {self.batch}"
 
 
 def cases_of(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import models as family
-from ..problem import ConvProblem
+from ..problem import ConvProblem, dtype_name
 from ..verification.numerics import relative_error, tolerance
 from .failures import kept, reason_of
 from .model_implementations import OURS, PEERS, Forward, ModelImplementation, NotAvailable, on_torch
@@ -24,7 +24,7 @@ from .peaks import Peaks, PeaksDict
 from .runner import INTERRUPTED, Record, Result, fastest_of_cudnn, result
 from .suites import WHOLE_MODELS
 from .timing import Timing, interleaved, keep_freed_memory
-from .work import Work, dtype_name, numbers
+from .work import Work, numbers
 
 # ResNet-50 has the complexity of ResNeXt-50 (table 1 of arXiv:1611.05431).
 MODELS = ("resnet50", "resnext50_32x4d", "resnext101_32x8d")

@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple, TypedDict
 
-import torch
-
-from ..problem import ConvProblem
+from ..problem import ConvProblem, dtype_name
 from .peaks import PeaksDict
 from .timing import Timing
 
@@ -58,11 +56,6 @@ def _of_one(problem: ConvProblem, peaks: PeaksDict) -> Work:
     needed, moved = needed_flops(problem), problem.bytes_moved()
     peak = peaks["gflops"][dtype_name(problem.dtype)]
     return Work(problem.flops, needed, moved, max(needed / peak, moved / peaks["gbps"]) / 1e6)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """As records and peaks have it: "float32"."""
-    return str(dtype).removeprefix("torch.")
 
 
 def needed_flops(problem: ConvProblem) -> int:

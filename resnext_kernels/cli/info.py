@@ -8,9 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from .. import dispatch, user_table
+from .. import dispatch, machine, user_table
 from ..backends import BACKENDS, cpu, cuda, triton
-from ..bench import machine
 from ..version import __version__
 
 

@@ -19,12 +19,12 @@ from ..bench.runner import Measurement
 from ..bench.suites import SUITES, Case, cases_of_layers
 from ..bench.timing import keep_freed_memory
 from ..measured import Measured
-from ..problem import DIRECTIONS
+from ..problem import DIRECTIONS, dtype_name
 from ..verification.numerics import TOLERANCES
 from .console import Progress, UserError, positive
 
 _SUITE = "resnext50"
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCES}
+_DTYPES = {dtype_name(dtype): dtype for dtype in TOLERANCES}
 # What is measured where nothing else is asked for.
 _USUAL_DTYPES = {"cpu": ["float32", "bfloat16"], "cuda": ["float16", "bfloat16"]}
 _USUAL_BATCHES = {"cpu": [1, 8], "cuda": [64, 256]}

@@ -8,10 +8,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .. import machine
 from ..backends import aten
-from ..bench import machine
 from ..bench.report import aligned
 from ..dispatch import DISABLE
+from ..problem import dtype_name
 from ..verification import checks, numerics
 from ..verification.checks import Check, Tally, Target
 from .console import ProgressLine, UserError
@@ -90,14 +91,14 @@ def _check(selected: Mapping[Target, Sequence[Check]], seed: int) -> _Findings:
                 outcomes = checks.run(check, device, [t.backend for t in there], seed)
                 for target in there:
                     outcome = outcomes[target.backend]
-                    findings.tallies[target.name, check.kind, check.dtype_name].add(outcome)
+                    findings.tallies[target.name, check.kind, dtype_name(check.dtype)].add(outcome)
                     if outcome.missed:
                         findings.misses[f"{target.name}/{check.name}"] = outcome.missed
     return findings
 
 
 def _table(findings: _Findings) -> str:
-    tolerances = {str(d).removeprefix("torch."): v for d, v in numerics.TOLERANCES.items()}
+    tolerances = {dtype_name(d): v for d, v in numerics.TOLERANCES.items()}
     rows = [
         (
             *key,

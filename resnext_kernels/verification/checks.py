@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import dispatch, ops
 from ..backends import BACKENDS, aten, triton
 from ..bench.suites import SUITES
-from ..problem import ConvProblem, Direction
+from ..problem import ConvProblem, Direction, dtype_name
 from . import numerics
 from .numerics import TOLERANCES
 from .operands import LAYOUTS, operand_shapes, randn
@@ -87,12 +87,8 @@ class Check:
         return "fprop" if self.kind == "fused" else self.kind
 
     @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
     def name(self) -> str:
-        return f"{self.kind}/{self.dtype_name}/{self.number}"
+        return f"{self.kind}/{dtype_name(self.dtype)}/{self.number}"
 
     def layouts(self, draw: random.Random) -> list[str]:
         """Names of `LAYOUTS` for the two operands and the residual."""

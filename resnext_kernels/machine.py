@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..backends import cpu, cuda
+from .backends import cpu, cuda
 
 
 def describe(device: str = "cpu") -> dict[str, str | int | None]:
@@ -57,7 +57,7 @@ def commit() -> str | None:
 
     "-dirty" is appended where tracked files differ from that commit.
     """
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parent
     top = _git(package, "rev-parse", "--show-toplevel")
     if top is None or not (Path(top) / package.name / "version.py").is_file():
         return None
