@@ -5,16 +5,19 @@ from __future__ import annotations
 import torch
 
 from . import ops
-from .plain import is_plain, is_plain_thread
+from .plain import is_plain, is_plain_thread, is_transformed
 
 
 def setup_forward(ctx, inputs, output) -> None:
     input, weight, bias, *ctx.conv, ctx.backend = inputs
     ctx.has_bias = bias is not None
     ctx.save_for_backward(input, weight)
+    ctx.set_materialize_grads(False)
 
 
 def backward_of_forward(ctx, grad_output):
+    if grad_output is None:  # Undefined, which makes the operands' gradients so, not zeros.
+        return (None,) * 8
     input, weight = ctx.saved_tensors
     mask = list(ctx.needs_input_grad[:3])
     mask[2] = mask[2] and ctx.has_bias
@@ -27,6 +30,10 @@ def masked_backward(grad_output, input, weight, conv, mask, backend):
     if not any(mask):
         return (None, None, None)
     operands = grad_output, input, weight
+    if is_transformed():  # though the forward may not have been
+        from . import transforms  # whose import takes long
+
+        return transforms.gradients(*operands, conv, mask, backend)
     # With gradients on, this is to be differentiated again.
     if not torch.is_grad_enabled() and is_plain_thread() and all(map(is_plain, operands)):
         return ops.gradients(*operands, conv, mask, backend)
@@ -73,9 +80,12 @@ def setup_fused(ctx, inputs, output) -> None:
     input, weight, bias, _, *ctx.conv, ctx.activation, ctx.backend = inputs
     ctx.has_bias = bias is not None
     ctx.save_for_backward(input, weight, output if ctx.activation == "relu" else None)
+    ctx.set_materialize_grads(False)
 
 
 def backward_of_fused(ctx, grad_output):
+    if grad_output is None:
+        return (None,) * 10
     input, weight, output = ctx.saved_tensors
     if ctx.activation == "relu":
         grad_output = torch.ops.aten.threshold_backward(grad_output, output, 0)

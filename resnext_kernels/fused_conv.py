@@ -74,7 +74,7 @@ class FusedConv2d(nn.Conv2d):
         another kernel, for which this one's weight would be slow.
         """
         weight = self.weight.detach()
-        version = None if weight.is_inference() else weight._version
+        version = weight._version
         packed_of, packed_version, layouts = self._packed
         if (
             packed_of is None
@@ -227,9 +227,11 @@ def _finish(conv: FusedConv2d | FusedGroupedConv2d, out: Tensor, residual: Tenso
 def _takes_packed_weight(input: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN serves an ``input`` without a mode or gradient with a weight so laid out.
 
-    Not where they do not fit: it would not say so, or not as PyTorch does.
+    Not where they do not fit: it would not say so, or not as PyTorch does. Nor for inference
+    tensors, which do not tell that they were changed.
     """
     usual = input.device.type == "cpu" and input.dim() == 4 and input.numel() > 0
+    usual = usual and not weight.is_inference()
     fits = input.dtype == weight.dtype and input.shape[1:2] == weight.shape[1:2]
     return usual and fits and torch._C._get_mkldnn_enabled() and _has_packed_weights(input.dtype)
 

@@ -9,6 +9,7 @@ serves every transform, composed to any depth.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
 from . import ops
-from .problem import ConvProblem, Pair, ProblemError
+from .problem import Convolution, ConvProblem, Pair, ProblemError
 
 Operands = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -47,6 +48,29 @@ def grouped_conv2d(
         return convolve(input, weight, bias, stride, padding, dilation, groups, backend)
     output = _Trilinear.apply(None, input, weight, problem, backend)
     return output if bias is None else output + bias.view(-1, 1, 1)
+
+
+def gradients(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    conv: Convolution,
+    mask: Sequence[bool],
+    backend: str,
+) -> Operands:
+    """`ops.grouped_conv2d_backward` likewise, with None where ``mask`` wants no gradient."""
+    if TransformType.Functionalize in _active_kinds():
+        grads = ops.grouped_conv2d_backward(grad_output, input, weight, *conv, mask, backend)
+        to_input, to_weight, to_bias = (
+            grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)
+        )
+        return to_input, to_weight, to_bias
+    problem = ops.checked_problem(input, weight, None, *conv)
+    return (
+        _Trilinear.apply(grad_output, None, weight, problem, backend) if mask[0] else None,
+        _Trilinear.apply(grad_output, input, None, problem, backend) if mask[1] else None,
+        grad_output.sum((0, 2, 3)) if mask[2] else None,
+    )
 
 
 def _active_kinds() -> set[TransformType]:

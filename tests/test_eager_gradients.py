@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+import resnext_kernels as rk
 from resnext_kernels import eager, ops
 
 FORWARD, BACKWARD = "resnext_kernels::grouped_conv2d", "resnext_kernels::grouped_conv2d_backward"
@@ -145,3 +146,29 @@ def test_autocast_casts_what_is_differentiated():
         out = convolve(x, w, b)
     assert out.dtype == torch.bfloat16
     assert torch.autograd.grad(out.float().sum(), x)[0].dtype == torch.float32
+
+
+class Undefined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("residual", [None, "input"])
+@pytest.mark.parametrize("short", [True, False])
+def test_undefined_gradients_stay_undefined(short, residual):
+    """Zeros would let an optimizer's weight decay change the weight."""
+    x, w = (torch.randn(s, requires_grad=True) for s in ((2, 8, 5, 5), (8, 4, 3, 3)))
+    conv = (1, 1), (1, 1), (1, 1), 2
+    if residual:
+        out = ops.grouped_conv2d_fused(x, w, None, x, *conv, "relu", "auto")
+    elif short:
+        out = rk.grouped_conv2d(x, w, None, *conv)
+    else:
+        out = ops.grouped_conv2d(x, w, None, *conv, "auto")
+    Undefined.apply(out).sum().backward()
+    assert x.grad is None and w.grad is None

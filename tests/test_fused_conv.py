@@ -91,6 +91,18 @@ def test_weights_laid_out_once_follow_changes():
             assert relative_error(fast(part), truth) < (1e-5 if dtype != torch.bfloat16 else 3e-2)
 
 
+@torch.inference_mode()
+def test_weights_of_inference_mode_follow_changes():
+    """Such tensors do not tell that they were changed."""
+    fast = rk.optimize_for_inference(small()).double().float()
+    assert fast.conv1.weight.is_inference()
+    x = images(torch.float32)
+    for _ in range(2):
+        truth = copy.deepcopy(fast).double()(x.double())
+        assert relative_error(fast(x), truth) < 1e-5
+        fast.load_state_dict({name: 2 * value for name, value in fast.state_dict().items()})
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     "wrong",

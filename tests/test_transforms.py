@@ -55,6 +55,30 @@ def functionalized(name, conv, x, w, b):
     }[name]()
 
 
+def recorded(c, x, w, b):
+    """A backward of a graph that no transform saw, what it is applied to, and a tangent of that."""
+    x, w, b = (t.detach().requires_grad_() for t in (x, w, b))
+    y = c(x, w, b, **CONV)
+
+    def backward(g):
+        return torch.autograd.grad(y, (x, w, b), g, retain_graph=True, create_graph=True)
+
+    g = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    return backward, (g,), (g.square(),)
+
+
+def gradient_of_recorded(c, x, w, b):
+    backward, (g,), _ = recorded(c, x, w, b)
+    return func.grad(lambda g: sum(t.square().sum() for t in backward(g)))(g)
+
+
+def tangents_of_recorded(c, x, w, b):
+    backward, (g,), (tangent,) = recorded(c, x, w, b)
+    with forward_ad.dual_level():
+        made = backward(forward_ad.make_dual(g, tangent))
+        return [forward_ad.unpack_dual(t).tangent for t in made]
+
+
 ON_OPERANDS = {
     "grad": lambda c, x, w, b: func.grad(lambda *a: loss(c, *a), (0, 1, 2))(x, w, b),
     "vjp": lambda c, x, w, b: func.vjp(lambda *a: c(*a, **CONV), x, w, b)[1](c(x, w, b, **CONV)),
@@ -73,6 +97,9 @@ ON_OPERANDS = {
     "empty batch": lambda c, x, w, b: func.vmap(lambda x: c(x, w, b, **CONV))(x[None, :0]),
     "dual numbers": dual_numbers,
     "gradient outside": gradient_outside,
+    "jvp of a recorded graph": lambda c, x, w, b: func.jvp(*recorded(c, x, w, b))[1],
+    "gradient of a recorded graph": gradient_of_recorded,
+    "dual numbers of a recorded graph": tangents_of_recorded,
 }
 ON_STACKS = {
     "input": lambda c, x, w, b: func.vmap(lambda x: c(x, w[0], b[0], **CONV))(x),
