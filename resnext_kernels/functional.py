@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from . import eager, ops
 from .dispatch import check_backend_name
 from .plain import is_transformed
-from .problem import FLOATING, Convolution, IntOrPair, ProblemError, normalise, validate
+from .problem import FLOATING, Convolution, IntOrPair, ProblemError, normalise, surely, validate
 
 
 def grouped_conv2d(
@@ -71,7 +71,7 @@ def grouped_conv2d(
         ).squeeze(0)
     input, conv = normalise(input, weight, stride, padding, dilation, groups)
     exotic = input.is_complex() or input.layout != torch.strided or _is_wrapped(input, weight)
-    if backend in ("auto", "aten") and (exotic or input.numel() == 0):
+    if backend in ("auto", "aten") and (exotic or surely(input.numel() == 0)):
         return _left_to_aten(input, weight, bias, conv)
     convolve = _transformable() if is_transformed() else ops.grouped_conv2d
     return convolve(input, weight, bias, *conv, backend)

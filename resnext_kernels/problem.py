@@ -101,13 +101,22 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def surely(condition: bool) -> bool:
+    """A condition on sizes; False where they are known only when the compiled program runs."""
+    if torch.compiler.is_compiling() or isinstance(condition, torch.SymBool):
+        from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+        return guard_or_false(condition)
+    return condition
+
+
 def memory_format_of(input: Tensor, weight: Tensor) -> torch.memory_format:
     """Memory format ATen gives the output: channels_last if either operand suggests it.
 
     The weight has no say where the input is empty.
     """
     suggest = torch._prims_common.suggest_memory_format
-    operands = (input, weight) if input.numel() else (input,)
+    operands = (input,) if surely(input.numel() == 0) else (input, weight)
     if any(suggest(operand) == torch.channels_last for operand in operands):
         return torch.channels_last
     return torch.contiguous_format
@@ -255,10 +264,10 @@ def validate(
         size, taps = input.shape[2 + axis], weight.shape[2 + axis]
         if taps < 1:
             raise ProblemError(f"weight: kernel {name} {taps}, expected at least 1")
-        if size < 1 and input.shape[0] and c:
+        if surely(size < 1) and input.shape[0] and c:
             raise ProblemError(f"input: {name} {size}, expected at least 1")
         extent, padded = dilation[axis] * (taps - 1) + 1, size + 2 * padding[axis]
-        if extent > padded:
+        if surely(extent > padded):
             raise ProblemError(
                 f"weight: dilated kernel {name} {extent}, "
                 f"expected at most the padded input {name} {padded}"

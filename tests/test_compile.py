@@ -198,3 +198,32 @@ def test_compiled_like_conv2d():
     compiled = torch.compile(rk.grouped_conv2d, backend="aot_eager", fullgraph=True)
     for x in (images(torch.channels_last), images(torch.contiguous_format)[0]):
         assert_like_eager([compiled(x, weight, groups=2)], [F.conv2d(x, weight, groups=2)])
+
+
+class Chosen(torch.nn.Module):
+    """A convolution of those images that a mask tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = rk.GroupedConv2d(8, 12, 3, padding=1, groups=4)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.conv(x[mask])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_where_data_decide_the_batch(strict):
+    model, x = Chosen().eval(), images(torch.channels_last, batch=4)
+    mask = torch.tensor([True, False, True, True])
+    exported = torch.export.export(model, (x, mask), strict=strict).module()
+    for mask in (mask, ~mask):
+        assert_like_eager([exported(x, mask)], [model(x, mask)])
+
+
+@pytest.mark.parametrize("unknown", [(0,), (2, 3), (0, 2, 3)])
+def test_sizes_known_only_at_run_time(unknown):
+    x, weight = images(torch.contiguous_format), torch.randn(12, 4, 3, 3)
+    for dim in unknown:
+        torch._dynamo.decorators.mark_unbacked(x, dim)
+    compiled = torch.compile(rk.grouped_conv2d, backend="aot_eager", fullgraph=True)
+    assert_like_eager([compiled(x, weight, groups=2)], [F.conv2d(x, weight, groups=2)])
