@@ -21,7 +21,13 @@ def load_library(name: str) -> Library:
     """Load ``name.so`` from the package's folder into torch; never raises."""
     path = Path(__file__).parent / f"{name}.so"
     if not path.exists():
-        return Library(name, False, f"{path.name} was not built into this install")
+        message = f"{path.name} was not built into this install"
+        if (path.parents[1] / "setup.py").exists():
+            message = (
+                f"{path.name} was not built in this checkout (`make install` does); a package that "
+                "pip installed is found from other folders"
+            )
+        return Library(name, False, message)
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -276,3 +277,29 @@ def test_an_interrupt_before_there_are_results_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr("resnext_kernels.cli.verify.checks.run", interrupted)
     assert main(["verify", "--only", "aten:cpu/fprop/float32/0"]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "resnext-kernels verify: interrupted"
+
+
+def run_module(arguments: list[str], **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "resnext_kernels", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_nobody_reads_what_is_printed():
+    read, write = os.pipe()
+    os.close(read)
+    process = run_module(["info"], stdout=write)
+    os.close(write)
+    _, error = process.communicate()
+    assert (process.returncode, error) == (141, "")
+
+
+def test_names_that_the_terminals_encoding_lacks(tmp_path):
+    file = tmp_path / "ü.py"
+    file.write_text("from torch import nn\ndef make():\n    return nn.Conv2d(3, 3, 3, groups=3)\n")
+    options = ["--batch", "1", "--dtype", "float32", "--direction", "fprop", "--backend", "aten"]
+    environ = os.environ | {"PYTHONIOENCODING": "ascii"}
+    arguments = ["bench", "--model", f"{file}:make", "--json", str(tmp_path / "é.json"), *options]
+    process = run_module(arguments, stdout=subprocess.PIPE, env=environ)
+    printed, error = process.communicate()
+    assert process.returncode == 0, error
+    assert "records: " in printed and "\\xe9.json" in printed

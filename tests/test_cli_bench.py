@@ -207,3 +207,17 @@ def test_a_path_that_cannot_be_looked_at_is_a_misuse(option, capsys):
         main(["bench", option, "a" * 300 + ".json"])
     assert caught.value.code == 2
     assert "File name too long" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(["--json"], ["--plot"]), (["--suite"], ["--json"])], ids=str
+)
+def test_one_file_for_two_things(one, other, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    name = "same.png" if other == ["--plot"] else "same.json"
+    Path(name).write_text("[]")
+    assert main(["bench", *one, name, *other, str(tmp_path / name)]) == 2
+    expected = f"{other[0]} {tmp_path / name}: expected another file than that of {one[0]}"
+    assert expected in capsys.readouterr().err
+    assert Path(name).read_text() == "[]"

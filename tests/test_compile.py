@@ -216,8 +216,8 @@ def test_export_where_data_decide_the_batch(strict):
     model, x = Chosen().eval(), images(torch.channels_last, batch=4)
     mask = torch.tensor([True, False, True, True])
     exported = torch.export.export(model, (x, mask), strict=strict).module()
-    for mask in (mask, ~mask):
-        assert_like_eager([exported(x, mask)], [model(x, mask)])
+    for chosen in (mask, ~mask):
+        assert_like_eager([exported(x, chosen)], [model(x, chosen)])
 
 
 @pytest.mark.parametrize("unknown", [(0,), (2, 3), (0, 2, 3)])

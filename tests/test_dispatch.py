@@ -141,6 +141,13 @@ def test_without_compiled_libraries(bare_copy):
     assert "_cpu.so was not built into this install" in error
 
 
+def test_a_checkout_that_is_not_built(bare_copy):
+    (bare_copy / "setup.py").touch()
+    _, error = run_python(WITHOUT_LIBRARIES, bare_copy).splitlines()
+    assert "_cpu.so was not built in this checkout (`make install` does)" in error
+    assert "a package that pip installed is found from other folders" in error
+
+
 def test_library_that_does_not_load(bare_copy):
     (bare_copy / PACKAGE.name / "_cpu.so").write_bytes(b"no library")
     served, error = run_python(WITHOUT_LIBRARIES, bare_copy).splitlines()

@@ -32,7 +32,7 @@ def read(path: Path) -> Result:
         ComparisonError: the file cannot be read, or what `comparison` reads of it is damaged.
     """
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         _expect("the whole", result, dict)
         for name, kind in _PART_OF_RESULT.items():
             _expect(name, result[name], kind)

@@ -33,7 +33,7 @@ def read_suite(path: Path) -> list[ModelLayer]:
         SuiteError: the file cannot be read, or holds anything else.
     """
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SuiteError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -2,12 +2,14 @@
 
 A command is a module with ``add_parser(subparsers)``, whose parser sets ``run``: a function from
 the parsed arguments to an exit code. 0 is success, 1 a result that is wrong, 2 a misuse, 130 an
-interrupt before there was anything to keep.
+interrupt before there was anything to keep, 141 that nobody reads what is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,8 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in _COMMANDS:
         command.add_parser(subparsers)
     parsed = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return parsed.run(parsed)
+        code = parsed.run(parsed)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Python flushes at its end, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as shells have it
     except UserError as error:
         print(f"resnext-kernels {parsed.command}: {error}", file=sys.stderr)
         return 2

@@ -119,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
         require_matplotlib("--plot")
         if AUTO not in args.backend:
             raise UserError(f"--plot draws {AUTO!r}, expected among --backend")
+    _check_files(args)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device")
     earlier = _read_earlier(args.compare)
@@ -126,6 +127,17 @@ def run(args: argparse.Namespace) -> int:
     args.batch = list(dict.fromkeys(args.batch or _BATCHES[args.device]))
     measure = _run_models if args.suite == WHOLE_MODELS else _run_layers
     return deliver(measure(args), args.json, args.plot, earlier)
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Raise `UserError` where one file would be written over another."""
+    suite = args.suite if args.suite and args.suite.endswith(".json") else None
+    options: dict[Path, str] = {}
+    for option, path in (("--suite", suite), ("--json", args.json), ("--plot", args.plot)):
+        if path is not None:
+            other = options.setdefault(Path(path).resolve(), option)
+            if other != option:
+                raise UserError(f"{option} {path}: expected another file than that of {other}")
 
 
 def _read_earlier(path: Path | None) -> runner.Result | None:
@@ -177,7 +189,8 @@ def _run_models(args: argparse.Namespace) -> runner.Result:
     try:
         return whole_model.run(*chosen, device=args.device, progress=progress)
     except ValueError as error:
-        raise UserError(f"--suite {WHOLE_MODELS}: {error}") from error
+        option = f"--suite {WHOLE_MODELS}" if args.model is None else f"--model {args.model}"
+        raise UserError(f"{option}: {error}") from error
 
 
 def _peers(named: Sequence[str] | None, known: Iterable[str], usual: Sequence[str]) -> list[str]:
@@ -203,21 +216,23 @@ def deliver(
     earlier: runner.Result | None = None,
 ) -> int:
     """Write the records, print the tables, draw the plot, as asked for; return the exit code."""
+    # First what was measured for, in case that nobody reads what is printed to its end.
     unwritten = _written(json_path, result) if json_path else ""
-    print(report(result))
-    if earlier:
-        print(f"\n{compare.comparison(earlier, result)}")
-    if json_path:
-        print(f"\n{unwritten or f'records: {json_path}'}")
+    files = [unwritten or f"records: {json_path}"] if json_path else []
     if plot_path:
         try:
             plot.plot(result, plot_path)
-            print(f"plot: {plot_path}")
+            files.append(f"plot: {plot_path}")
         except OSError as error:
             unwritten = f"no plot: {error}"
-            print(unwritten)
+            files.append(unwritten)
         except ValueError as error:
-            print(f"no plot: {error}")
+            files.append(f"no plot: {error}")
+    print(report(result))
+    if earlier:
+        print(f"\n{compare.comparison(earlier, result)}")
+    if files:
+        print("", *files, sep="\n")
     missing = any(record["parity"] != "green" for record in result["records"])
     return 1 if unwritten or missing or runner.INTERRUPTED in result["skipped"] else 0
 
