@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from resnext_kernels.verification import numerics
+from resnext_kernels.verification import numerics, operands
 
 # The measurements of whoever runs the tests must not decide what "auto" takes in them.
 os.environ["RESNEXT_KERNELS_CACHE"] = os.path.join(os.devnull, "nowhere")
@@ -24,11 +24,7 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def fresh_random_numbers(request: pytest.FixtureRequest) -> None:
     """Seeds torch by the run's seed and the test's name, so that one test alone repeats too."""
-    seed = random.Random(f"{SEED} {request.node.nodeid}").randrange(2**32)
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:  # which for each kind of device that is not there writes a traceback, 13,000 times
-        torch.default_generator.manual_seed(seed)
+    operands.seed(random.Random(f"{SEED} {request.node.nodeid}").randrange(2**32))
 
 
 @pytest.fixture(autouse=True)

@@ -51,6 +51,17 @@ LAYOUTS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def seed(value: int) -> None:
+    """`torch.manual_seed`, but on the CPU alone where there is no other device.
+
+    For each kind of device that is not there, that would put a traceback into a queue.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(value)
+    else:
+        torch.default_generator.manual_seed(value)
+
+
 def randn(shape: Shape, dtype: torch.dtype, layout: str = "contiguous", device="cpu") -> Tensor:
     """Normal numbers of ``dtype`` with the strides that ``layout`` names."""
     return LAYOUTS[layout](shape, dtype=dtype, device=device)
