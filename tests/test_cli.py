@@ -279,6 +279,12 @@ def test_an_interrupt_before_there_are_results_is_one_line(capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines()[-1] == "resnext-kernels verify: interrupted"
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--version"])
+    assert (exit.value.code, capsys.readouterr().out) == (0, f"{__version__}\n")
+
+
 def run_module(arguments: list[str], **options) -> subprocess.Popen:
     command = [sys.executable, "-m", "resnext_kernels", *arguments]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)

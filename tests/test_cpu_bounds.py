@@ -54,6 +54,7 @@ def test_an_unknown_isa_is_told() -> None:
     assert result.returncode == 0
     assert result.stdout.strip() in cpu.ISAS
     assert "RESNEXT_KERNELS_CPU_ISA='sse9': expected one of 'avx512_bf16'" in result.stderr
+    assert "RESNEXT_KERNELS_CPU_ISA" not in _run("import resnext_kernels", "").stderr
 
 
 # Group widths of a part, of one and of several vectors of channels, odd numbers of them too, and

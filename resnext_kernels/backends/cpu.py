@@ -52,7 +52,7 @@ def isa() -> str:
 def _check_wanted_isa() -> None:
     """Warn where the environment asks for an instruction set that the kernels cannot run on."""
     wanted = os.environ.get("RESNEXT_KERNELS_CPU_ISA")
-    if LIBRARY.loaded and wanted is not None and wanted != isa():
+    if LIBRARY.loaded and wanted and wanted != isa():
         warnings.warn(
             f"RESNEXT_KERNELS_CPU_ISA={wanted!r}: expected one of {', '.join(map(repr, ISAS))} "
             f"that this processor runs; using {isa()!r}",

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..version import __version__
 from . import bench, demo, info, tune, verify
 from .console import UserError
 
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="resnext-kernels", description="Fast grouped convolution for PyTorch."
     )
+    parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_parser(subparsers)
