@@ -33,7 +33,8 @@ def masked_backward(grad_output, input, weight, conv, mask, backend):
     if is_transformed():  # though the forward may not have been
         from . import transforms  # whose import takes long
 
-        return transforms.gradients(*operands, conv, mask, backend)
+        if not transforms.is_functionalized():
+            return transforms.gradients(*operands, conv, mask, backend)
     # With gradients on, this is to be differentiated again.
     if not torch.is_grad_enabled() and is_plain_thread() and all(map(is_plain, operands)):
         return ops.gradients(*operands, conv, mask, backend)

@@ -59,18 +59,17 @@ def gradients(
     backend: str,
 ) -> Operands:
     """`ops.grouped_conv2d_backward` likewise, with None where ``mask`` wants no gradient."""
-    if TransformType.Functionalize in _active_kinds():
-        grads = ops.grouped_conv2d_backward(grad_output, input, weight, *conv, mask, backend)
-        to_input, to_weight, to_bias = (
-            grad if wanted else None for grad, wanted in zip(grads, mask, strict=True)
-        )
-        return to_input, to_weight, to_bias
     problem = ops.checked_problem(input, weight, None, *conv)
     return (
         _Trilinear.apply(grad_output, None, weight, problem, backend) if mask[0] else None,
         _Trilinear.apply(grad_output, input, None, problem, backend) if mask[1] else None,
         grad_output.sum((0, 2, 3)) if mask[2] else None,
     )
+
+
+def is_functionalized() -> bool:
+    """Whether `functionalize` is at work, which takes operators and no autograd.Function."""
+    return TransformType.Functionalize in _active_kinds()
 
 
 def _active_kinds() -> set[TransformType]:

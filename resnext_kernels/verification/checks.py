@@ -195,19 +195,21 @@ class _Trial:
             randn(shape, dtype, layout, device)
             for shape, layout in zip(shapes, self._layouts, strict=False)
         )
-        self._operands = (problem, check.direction, self._first, self._second)
+        operands = [self._first, self._second]
         if check.kind == "fused":
             every_second = randn((problem.out_channels, 1, 1, 2), dtype, device=device)
             self._bias = every_second[:, 0, 0, 0]
             self._residual = randn(problem.output_shape, dtype, self._layouts[2], device)
+            operands += self._bias, self._residual
+        # For the references: a wrong kernel may write to its operands.
+        self._copies = [operand.clone() for operand in operands]
 
     @functools.cached_property
     def _expected(self) -> Tensor:
-        if self._check.kind != "fused":
-            return numerics.truth(*self._operands)
-        return numerics.fused_truth(
-            self._check.problem, self._first, self._second, self._bias, self._residual
-        )
+        problem = self._check.problem
+        if self._check.kind == "fused":
+            return numerics.fused_truth(problem, *self._copies)
+        return numerics.truth(problem, self._check.direction, *self._copies)
 
     def _error(self, out: Tensor) -> float:
         """Against `least_norm` only where that may decide: it takes as long as the truth."""
@@ -216,9 +218,8 @@ class _Trial:
             return error
         # ReLU leaves half of the sums.
         share = math.sqrt(0.5) if self._check.kind == "fused" else 1.0
-        return numerics.relative_error(
-            out, self._expected, share * numerics.least_norm(*self._operands)
-        )
+        least = numerics.least_norm(self._check.problem, self._check.direction, *self._copies[:2])
+        return numerics.relative_error(out, self._expected, share * least)
 
     def run(self, backend: str, threads: int) -> Outcome:
         """What comes of one backend on so many threads."""
@@ -231,7 +232,6 @@ class _Trial:
         if reasons := dispatch.not_supported_reasons(module, called):
             return Outcome(refused="; ".join(reasons))
         try:
-            _ = self._expected  # before a wrong kernel may write to the operands
             with _threads(threads):
                 out = self._call(backend)
             error = math.inf
