@@ -181,9 +181,13 @@ def _reasons_not_chosen(
 ) -> list[str]:
     """Why "auto" took ``chosen`` and not ``module``; never empty."""
     reasons = dispatch.auto_reasons_against(module, problem, direction)
-    if reasons or module is not aten:
-        return reasons or [f"{chosen.NAME} comes first"]
-    return [tuning.compare(chosen.NAME, chosen.isa(), problem, direction).reason]
+    if reasons:
+        return reasons
+    if module is aten:
+        return [tuning.compare(chosen.NAME, chosen.isa(), problem, direction).reason]
+    best, own = (dispatch.gain(one, problem, direction) for one in (chosen, module))
+    return [f"{chosen.NAME} gains more over aten: {best:.3g}x against {own:.3g}x"
+            if best > own else f"{chosen.NAME} comes first"]  # fmt: skip
 
 
 def _predict(module: ModuleType, problem: ConvProblem, direction: Direction) -> float | None:

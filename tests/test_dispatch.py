@@ -1,11 +1,13 @@
 """Which backend serves a call, what it says where it does not, and installs that lack parts."""
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from problems import PROBLEMS, problem
 from user_tables import forget
 
 import resnext_kernels as rk
-from resnext_kernels import dispatch
+from resnext_kernels import dispatch, explanation, tuning
 from resnext_kernels.backends import BACKENDS, aten, cpu
+from resnext_kernels.measured import Measured
 from resnext_kernels.problem import DIRECTIONS
 
 PACKAGE = Path(rk.__file__).parent
@@ -50,9 +53,59 @@ def test_auto_takes_what_nothing_speaks_against(direction, device):
         chosen = dispatch.choose(case, direction)
         assert not chosen.not_supported_reasons(case)
         better = [module for module in BACKENDS.values() if module is not aten]
-        before = better[: better.index(chosen)] if chosen in better else better
-        for module in before:
-            assert dispatch.auto_reasons_against(module, case, direction)
+        for module in better:
+            if module is not chosen and not dispatch.auto_reasons_against(module, case, direction):
+                gains = (dispatch.gain(one, case, direction) for one in (chosen, module))
+                assert chosen is not aten and next(gains) >= next(gains)
+
+
+@pytest.fixture
+def rivals(tmp_path, monkeypatch):
+    """Two backends beside ATen, "first" and "second"; returns what writes their measured gains."""
+
+    def backend(name: str) -> SimpleNamespace:
+        return SimpleNamespace(NAME=name, isa=lambda: "here", not_supported_reasons=lambda _: [])
+
+    def measured(**gains: float) -> None:
+        for name in ("first", "second"):
+            records = [
+                Measured.of(problem(8), direction, 1.0, gains[name]).to_json()
+                for direction in DIRECTIONS
+                if name in gains
+            ]
+            run = {"hardware": "here", "records": records}
+            (tmp_path / f"{name}.json").write_text(json.dumps({"runs": [run]}))
+        forget()
+
+    backends = {name: backend(name) for name in ("first", "second")} | {"aten": aten}
+    monkeypatch.setattr(dispatch, "BACKENDS", backends)
+    monkeypatch.setattr(explanation, "BACKENDS", backends)
+    monkeypatch.setattr(tuning, "FOLDER", tmp_path)
+    yield measured
+    forget()
+
+
+@pytest.mark.parametrize(
+    "gains, chosen",
+    [
+        ({"first": 2.0, "second": 3.0}, "second"),
+        ({"first": 3.0, "second": 2.0}, "first"),
+        ({"first": 2.0, "second": 2.0}, "first"),
+        ({"first": 0.9, "second": 1.1}, "second"),
+        ({"first": 0.8, "second": 0.9}, "aten"),
+        ({"first": 1.1}, "first"),
+    ],
+    ids=str,
+)
+def test_auto_takes_the_fastest_that_was_measured(rivals, gains, chosen):
+    rivals(**gains)
+    told = explanation.explain(*operands(), groups=2)
+    for direction in DIRECTIONS:
+        assert dispatch.choose(problem(8), direction).NAME == told.chosen[direction] == chosen
+    others = told.reasons["fprop"]
+    assert set(others) == {"first", "second", "aten"} - {chosen}
+    if gains == {"first": 2.0, "second": 3.0}:
+        assert others["first"] == ["second gains more over aten: 3x against 2x"]
 
 
 @pytest.mark.parametrize("backend", ["", "CPU", "cudnn", "none"])
