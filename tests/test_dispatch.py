@@ -16,7 +16,7 @@ from user_tables import forget
 
 import resnext_kernels as rk
 from resnext_kernels import dispatch, explanation, tuning
-from resnext_kernels.backends import BACKENDS, aten, cpu
+from resnext_kernels.backends import BACKENDS, aten, cpu, triton
 from resnext_kernels.measured import Measured
 from resnext_kernels.problem import DIRECTIONS
 
@@ -231,3 +231,6 @@ def test_steps_far_beyond_the_image_go_to_aten(name, step):
     if cpu.LIBRARY.loaded:
         with pytest.raises(rk.ProblemError, match=rf"{name} \({step}, {step}\), serves up to"):
             rk.grouped_conv2d(input, weight, groups=4, **{name: step}, backend="cpu")
+    plain = problem(2, groups=4, size=(9, 9), kernel=(1, 1), padding=(0, 0))
+    case = dataclasses.replace(plain, device="cuda", **{name: (step, step)})
+    assert f"{name} ({step}, {step}), serves up to 4096" in triton.not_supported_reasons(case)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..library import load_library
 from ..problem import ConvProblem
+from .reasons import of_operands, of_steps
 
 NAME = "cpu"
 LIBRARY = load_library("_cpu")
@@ -25,22 +26,13 @@ _MOST_STEP = 1 << 8
 
 def not_supported_reasons(problem: ConvProblem) -> list[str]:
     """Every reason why these kernels cannot serve ``problem``."""
-    reasons = []
-    if not LIBRARY.loaded:
-        reasons.append(LIBRARY.message)
-    if problem.device != "cpu":
-        reasons.append(f"device {problem.device}, serves cpu")
-    if problem.dtype not in DTYPES:
-        names = ", ".join(str(dtype) for dtype in DTYPES)
-        reasons.append(f"dtype {problem.dtype}, serves {names}")
+    reasons = [
+        *of_operands(problem, LIBRARY, ("cpu",), DTYPES),
+        *of_steps(problem, _MOST_STEP),
+    ]
     weights = problem.in_width * problem.out_width * math.prod(problem.kernel)
     if weights > _MOST_WEIGHTS:
         reasons.append(f"{weights} weights in a group, serves up to {_MOST_WEIGHTS}")
-    if 0 in problem.input_shape:
-        reasons.append(f"empty input {problem.input_shape}")
-    for name in ("stride", "padding", "dilation"):
-        if max(getattr(problem, name)) > _MOST_STEP:
-            reasons.append(f"{name} {getattr(problem, name)}, serves up to {_MOST_STEP}")
     return reasons
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..library import load_library
 from ..problem import ConvProblem
 from . import tf32
+from .reasons import of_operands
 
 NAME = "cuda"
 LIBRARY = load_library("_cuda")
@@ -26,19 +27,10 @@ _ARCH = re.compile(r"(\d+)\.(\d)([af]?)(\+PTX)?")
 
 def not_supported_reasons(problem: ConvProblem) -> list[str]:
     """Every reason why these kernels cannot serve ``problem``."""
-    reasons = []
-    if not LIBRARY.loaded:
-        reasons.append(LIBRARY.message)
-    if problem.device != "cuda":
-        reasons.append(f"device {problem.device}, serves cuda")
-    elif LIBRARY.loaded:
+    reasons = [*of_operands(problem, LIBRARY, ("cuda",), DTYPES)]
+    if LIBRARY.loaded and problem.device == "cuda":
         reasons += _reasons_of_devices()
-    if problem.dtype not in DTYPES:
-        names = ", ".join(str(dtype) for dtype in DTYPES)
-        reasons.append(f"dtype {problem.dtype}, serves {names}")
-    if 0 in problem.input_shape:
-        reasons.append(f"empty input {problem.input_shape}")
-    elif LIBRARY.loaded and problem.dtype in DTYPES:
+    if LIBRARY.loaded and problem.dtype in DTYPES and 0 not in problem.input_shape:
         reasons += _reasons_of_kernels(problem)
     return reasons
 

@@ -17,11 +17,15 @@ from torch import Tensor
 
 from ...library import Library
 from ...problem import ConvProblem
+from ..reasons import of_operands, of_steps
 
 NAME = "triton"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 OLDEST = (3, 6)
 OLDEST_GPU = (8, 0)  # the compute capability that multiplies all three dtypes
+# Of stride, padding and dilation: columns behind the last image are told by where they would read,
+# `tiles.split_pixels`, which has to be outside in 32 bits.
+_MOST_STEP = 1 << 12
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -44,19 +48,13 @@ LIBRARY = _find()
 
 def not_supported_reasons(problem: ConvProblem) -> list[str]:
     """Every reason why these kernels cannot serve ``problem``."""
-    reasons = []
-    if not LIBRARY.loaded:
-        reasons.append(LIBRARY.message)
     devices = ("cpu",) if INTERPRETED else ("cuda", "xpu")
-    if problem.device not in devices:
-        reasons.append(f"device {problem.device}, serves {', '.join(devices)}")
-    elif problem.device == "cuda":
+    reasons = [
+        *of_operands(problem, LIBRARY, devices, DTYPES),
+        *of_steps(problem, _MOST_STEP),
+    ]
+    if problem.device == "cuda" and not INTERPRETED:
         reasons += _reasons_of_devices()
-    if problem.dtype not in DTYPES:
-        names = ", ".join(str(dtype) for dtype in DTYPES)
-        reasons.append(f"dtype {problem.dtype}, serves {names}")
-    if 0 in problem.input_shape:
-        reasons.append(f"empty input {problem.input_shape}")
     if not (reasons or INTERPRETED):
         reasons += _reasons_of_driver()
     return reasons
