@@ -40,6 +40,22 @@ def test_records_derive_from_medians_of_one_run():
         assert (r["count"], r["suite"], r["dtype"]) == (2, "tiny", "float32")
 
 
+def test_scatter_is_told():
+    def scattered(*spreads: float | None) -> list[str]:
+        times = measured(case(), {"auto": 2.0})
+        (record,) = runner.records_of(times, PEAKS)
+        quantiles = [(2.0, 2.0 * spread) if spread else (None, None) for spread in spreads]
+        return report.scatter_line(
+            record | {"ms_p20": low, "ms_p80": high} for low, high in quantiles
+        )
+
+    assert scattered(None) == []
+    (quiet,) = scattered(1.1, 1.2, 1.4, None)
+    assert quiet.endswith("quantile 1.20 in the median record, above 1.3 in 1 of 3")
+    (disturbed,) = scattered(1.1, 1.5, 1.4)
+    assert "1.40 in the median record, above 1.3 in 2 of 3;\nsomething else" in disturbed
+
+
 def test_a_red_peer_is_not_the_best_peer():
     records = runner.records_of(
         measured(case(), {"auto": 2.0, "torch:channels_last": None, "torch:contiguous": 6.0}),

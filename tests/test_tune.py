@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 import torch
@@ -111,7 +112,8 @@ def test_tune_takes_a_model_of_the_users(models, capsys):
         ("nowhere.py:convs", "nowhere.py"),
         ("{}:missing", "missing"),
         ("{}:number", "returned int, expected a torch.nn.Module"),
-        ("{}:pair", "ValueError"),
+        ("models:convs", "models is no Python file; expected timm:NAME, torchvision:NAME or"),
+        ("{}:pair", "returned 3 objects, expected a module, or a module and an example of its"),
         ("{}:dense", "no grouped convolutions"),
         ("{}:tuple_of_images", "tuple, expected a Tensor"),
         ("{}:no_images", "expected at least one image"),
@@ -126,6 +128,14 @@ def test_a_model_that_cannot_be_had_is_a_misuse(models, name, expected, capsys, 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("resnext-kernels tune: --model ") and expected in line
     assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_library_that_is_not_installed(library, monkeypatch):
+    monkeypatch.setattr(recorded.importlib.util, "find_spec", lambda name: None)
+    expected = f"{library} is not installed (pip install {library})"
+    with pytest.raises(recorded.ModelError, match=re.escape(expected)):
+        recorded.load(f"{library}:resnet18")
 
 
 @pytest.mark.parametrize(

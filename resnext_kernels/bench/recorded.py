@@ -19,6 +19,7 @@ from .suites import ModelLayer
 
 _IMAGE = (3, 224, 224)
 _LIBRARIES = ("timm", "torchvision")
+_FORMS = "timm:NAME, torchvision:NAME or path.py:function"
 
 
 def load(name: str) -> tuple[nn.Module, Tensor]:
@@ -33,13 +34,17 @@ def load(name: str) -> tuple[nn.Module, Tensor]:
     """
     place, separator, model = name.rpartition(":")
     if not separator or not place or not model:
-        expected = "timm:NAME, torchvision:NAME or path.py:function"
-        raise ModelError(f"{name!r}: expected {expected}")
+        raise ModelError(f"{name!r}: expected {_FORMS}")
     try:
         made = _of_library(place, model) if place in _LIBRARIES else _of_file(place, model)()
-        module, images = made if isinstance(made, tuple) else (made, None)
     except (Exception, SystemExit) as error:  # code of the user's own may raise anything
         raise ModelError(f"{name}: {type(error).__name__}: {error}") from error
+    if isinstance(made, tuple) and len(made) != 2:
+        raise ModelError(
+            f"{name}: returned {len(made)} objects, expected a module, or a module and an example "
+            "of its input"
+        )
+    module, images = made if isinstance(made, tuple) else (made, None)
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name}: returned {type(module).__name__}, expected a torch.nn.Module")
     if images is None:
@@ -56,6 +61,8 @@ def load(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def _of_library(library: str, model: str) -> Any:
+    if importlib.util.find_spec(library) is None:
+        raise ImportError(f"{library} is not installed (pip install {library})")
     if library == "timm":
         return importlib.import_module("timm").create_model(model)
     return importlib.import_module("torchvision").models.get_model(model, weights=None)
@@ -64,7 +71,7 @@ def _of_library(library: str, model: str) -> Any:
 def _of_file(path: str, function: str) -> Any:
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{path} is no Python file; expected {_FORMS}")
     module = importlib.util.module_from_spec(spec)
     # As for a script: files beside it can be imported, and what it defines finds its module.
     sys.path.insert(0, str(Path(path).resolve().parent))

@@ -14,6 +14,8 @@ from .peaks import PeaksDict
 from .runner import Record, Result
 from .suites import WHOLE_MODELS
 
+_FAR_APART = 1.3  # 80% over 20% quantile; on a quiet machine a few records in a hundred pass it
+_DISTURBED = 1 / 3  # of the records so far apart: ratios of the medians can be wrong too
 _NUMBER = re.compile(r"[\d.]+(e[-+]\d+)?[%x]?|-|failed")
 _HEADERS = ("problem", "direction", "ms", "GFLOP/s", "roofline", "best peer", "ms", "speed-up")
 _SUMMARY_HEADERS = (
@@ -51,6 +53,7 @@ def report(result: Result) -> str:
     for heading in dict.fromkeys(map(title, models)):
         parts.append(f"{heading}\n{model_table(models, heading)}")
     parts.append(peaks_line(result["peaks"]))
+    parts += scatter_line(records)
     if result.get("call_us"):
         parts.append(call_line(result["call_us"]))
     notes = [f"not measured: {name}: {reason}" for name, reason in result["skipped"].items()]
@@ -223,6 +226,25 @@ def call_line(call_us: dict[str, float]) -> str:
         f"{name} {time:.1f} ({time - peer:+.1f})" for name, time in call_us.items() if name != TORCH
     )
     return f"A call beside its arithmetic, microseconds: F.conv2d {peer:.1f}, {', '.join(ours)}"
+
+
+def scatter_line(records: Iterable[Record]) -> list[str]:
+    """How far the repeats of a call lay apart, and advice where that is far; none without times."""
+    spreads = sorted(
+        record["ms_p80"] / record["ms_p20"]
+        for record in records
+        if record["ms_p20"] and record["ms_p80"]
+    )
+    if not spreads:
+        return []
+    far = sum(spread > _FAR_APART for spread in spreads)
+    line = (
+        f"Scatter of the repeats: 80% over 20% quantile {spreads[len(spreads) // 2]:.2f} in the "
+        f"median record, above {_FAR_APART} in {far} of {len(spreads)}"
+    )
+    if far > _DISTURBED * len(spreads):
+        line += ";\nsomething else kept this machine busy: run it again before you go by it"
+    return [line]
 
 
 def _milliseconds(record: Record, form: str) -> str:
