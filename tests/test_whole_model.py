@@ -19,6 +19,7 @@ from resnext_kernels.bench import peaks, report, runner, timing, whole_model
 from resnext_kernels.bench.model_implementations import OURS, PEERS, NotAvailable
 
 EAGER = ("torch:channels_last", "torch:contiguous")
+SIZES = whole_model._SIZES
 COMPILED = ("auto:optimized+inductor", "torch:inductor")
 
 
@@ -28,7 +29,7 @@ def small(monkeypatch):
     family = rk.models
     monkeypatch.setattr(family, "tiny", partial(tiny, layers=(1, 2), stem="cifar"), raising=False)
     monkeypatch.setattr(family, "__all__", [*family.__all__, "tiny"])
-    monkeypatch.setattr(whole_model, "_SIZE", 17)
+    monkeypatch.setattr(whole_model, "_SIZES", {1: 17, 2: 17})
     monkeypatch.setattr(whole_model, "_REST", 0)
     monkeypatch.setattr(timing, "_MAX_ROUNDS", 1)
     monkeypatch.setitem(peaks._SIZES, "cpu", peaks._Sizes(32, 1 << 16))
@@ -84,14 +85,18 @@ def test_run_measures_every_model_form_and_peer():
 
 
 @pytest.mark.parametrize(
-    "name, gmac", [("resnet50", 4.09), ("resnext50_32x4d", 4.23), ("resnext101_32x8d", 16.41)]
-)
-def test_work_is_the_models(monkeypatch, name, gmac):
-    """torchvision publishes the multiply-adds of each model."""
-    monkeypatch.setattr(whole_model, "_SIZE", 224)
+    "name, size, gmac",
+    [
+        ("resnet50", 224, 4.09), ("resnext50_32x4d", 224, 4.23), ("resnext101_32x8d", 224, 16.41),
+        ("resnext29_8x64d", 32, 5.39),
+    ],
+)  # fmt: skip
+def test_work_is_the_models(monkeypatch, name, size, gmac):
+    """torchvision publishes the multiply-adds of each model for ImageNet."""
+    monkeypatch.setattr(whole_model, "_SIZES", SIZES)
     layers = whole_model.layers(name)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        getattr(rk.models, name)().eval()(torch.empty(1, 3, 224, 224))
+        getattr(rk.models, name)().eval()(torch.empty(1, 3, size, size))
     flops = sum(layer.flops for layer in layers)
     assert flops == counter.get_total_flops()
     assert flops / 2e9 == pytest.approx(gmac, abs=0.01)
@@ -212,7 +217,7 @@ def test_models_are_measured_as_they_are_given():
 def test_compiled_models_are_frozen(monkeypatch, name):
     monkeypatch.undo()
     monkeypatch.setattr(rk.models, "tiny", partial(tiny, layers=(1,), stem="cifar"), raising=False)
-    monkeypatch.setattr(whole_model, "_SIZE", 17)
+    monkeypatch.setattr(whole_model, "_SIZES", {1: 17, 2: 17})
     forward, logits = bound({**OURS, **PEERS}[name])
     assert runner.relative_error(forward(), logits) < 1e-5
     stem = next(forward.func.parameters())

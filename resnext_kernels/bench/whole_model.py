@@ -28,7 +28,9 @@ from .work import Work, numbers
 
 # ResNet-50 has the complexity of ResNeXt-50 (table 1 of arXiv:1611.05431).
 MODELS = ("resnet50", "resnext50_32x4d", "resnext101_32x8d")
-_SIZE = 224  # height and width of the images, in pixels
+# Height and width of the images in pixels, by the stride of the model's first convolution:
+# ImageNet's and CIFAR's.
+_SIZES = {2: 224, 1: 32}
 _CALIBRATION_IMAGES = 8
 _RESIDUAL_SCALE = 0.3
 _REST = 0.02  # seconds before each call on a CPU
@@ -94,7 +96,7 @@ def run(
     run with the cases that are done, if there are any.
 
     Args:
-        models: names in `resnext_kernels.models`, each for images of 224x224 pixels.
+        models: names in `resnext_kernels.models`, each for images of its data set: 224x224 pixels, CIFAR's 32x32.
         dtypes: of weights, BatchNorm statistics and images alike: `model.to(bfloat16)`, which torch
             runs faster than autocast. OpenVINO computes in bfloat16 on float32 operands.
         batches: images at a time.
@@ -158,7 +160,9 @@ class _Subject(NamedTuple):
         """Random weights, calibrated on images as smooth and as different as photographs are."""
         count = max(batch, _CALIBRATION_IMAGES)
         colours = torch.randn(count, 3, 1, 1)
-        blurred = F.interpolate(torch.randn(count, 3, 14, 14), size=_SIZE, mode="bilinear")
+        with torch.device("meta"):
+            size = _image_size(_damped(name))
+        blurred = F.interpolate(torch.randn(count, 3, 14, 14), size=size, mode="bilinear")
         images = (blurred + colours).to(device)
         model = family.calibrated(partial(_damped, name), images[:_CALIBRATION_IMAGES])
         logits = on_torch(model).double()(images[:batch].double())
@@ -259,8 +263,15 @@ def layers(name: str) -> list[ConvProblem]:
                 module.register_forward_pre_hook(convolution)
             elif isinstance(module, nn.Linear):
                 module.register_forward_pre_hook(classifier)
-        model(torch.empty(1, 3, _SIZE, _SIZE))
+        size = _image_size(model)
+        model(torch.empty(1, 3, size, size))
     return problems
+
+
+def _image_size(model: nn.Module) -> int:
+    first = model.get_submodule("conv1")
+    assert isinstance(first, nn.Conv2d)
+    return _SIZES[first.stride[0]]
 
 
 def _records(measurements: Sequence[Measurement], peaks: PeaksDict) -> list[Record]:
