@@ -30,6 +30,11 @@ class Call:
     problem: ConvProblem
 
 
+def shown_name(name: str) -> str:
+    """A module's name in its model as reports show it."""
+    return name or "(the model itself)"
+
+
 @torch.no_grad()
 def grouped_calls(model: nn.Module, images: Tensor) -> list[Call]:
     """The grouped convolutions of ``model`` in the order in which it calls them on ``images``.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import dispatch, ops, tuning, user_table
 from .backends import BACKENDS, aten
-from .calls import Call, grouped_calls
+from .calls import Call, grouped_calls, shown_name
 from .functional import check_tensors
 from .nn import GroupedConv2d
 from .problem import DIRECTIONS, ConvProblem, Direction, IntOrPair, dtype_name, normalise, validate
@@ -218,4 +218,4 @@ def _milliseconds(time: float | None) -> str:
 
 def _few(names: tuple[str, ...], most: int = 3) -> str:
     more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(shown_name, names[:most])) + more

@@ -20,6 +20,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .calls import shown_name
 from .dispatch import check_backend_name
 from .nn import GroupedConv2d
 from .problem import FLOATING
@@ -116,7 +117,7 @@ class SwapReport:
         """
         self._swaps = [swap for swap in self._swaps if not swap.undo()]
         if self._swaps:
-            names = ", ".join(f"{_shown(s.name)} ({type(s.module).__name__})" for s in self._swaps)
+            names = ", ".join(f"{shown_name(s.name)} ({type(s.module).__name__})" for s in self._swaps)
             warnings.warn(
                 f"not restored, since their class changed after the swap: {names}", stacklevel=2
             )
@@ -142,8 +143,8 @@ class SwapReport:
     def __str__(self) -> str:
         rows = [("replaced", *item) for item in self.replaced.items()]
         rows += [("skipped", *item) for item in self.skipped.items()]
-        width = max((len(_shown(name)) for _, name, _ in rows), default=0)
-        lines = [f"  {what:8}  {_shown(name):{width}}  {text}" for what, name, text in rows]
+        width = max((len(shown_name(name)) for _, name, _ in rows), default=0)
+        lines = [f"  {what:8}  {shown_name(name):{width}}  {text}" for what, name, text in rows]
         return "\n".join([repr(self), *lines])
 
 
@@ -173,10 +174,6 @@ class _Swap:
         vars(self.module).pop("backend", None)
         vars(self.module).update(self.attributes)
         return True
-
-
-def _shown(name: str) -> str:
-    return name or "(the model itself)"
 
 
 def _is_convolution(module: nn.Module) -> bool:

@@ -120,6 +120,12 @@ def test_layers_that_name_a_backend_and_layers_not_replaced():
     assert "1 of them run PyTorch's own until replace_grouped_convs is called" in str(explanation)
 
 
+def test_a_convolution_is_a_model():
+    explanation = rk.explain(nn.Conv2d(8, 8, 3, groups=2), torch.randn(1, 8, 9, 9))
+    assert explanation.layers[0].names == ("",)
+    assert "contiguous: (the model itself)\n" in str(explanation)
+
+
 def test_a_model_without_grouped_convolutions():
     explanation = rk.explain(nn.Conv2d(3, 3, 1), torch.randn(1, 3, 4, 4))
     assert str(explanation) == "Conv2d: 0 calls of grouped convolutions"
