@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -49,8 +49,11 @@ NVCC_FLAGS = [
 ]  # fmt: skip
 LINK_FLAGS = ["-Wl,--as-needed", "-Wl,-z,defs", "-Wl,--exclude-libs,ALL"]
 
-# Ampere, Hopper and Blackwell servers; the PTX serves every later GPU.
+# Ampere, Hopper and Blackwell servers; the PTX serves every later GPU. nvcc knows Blackwell from
+# 12.8 on.
 DEFAULT_CUDA_ARCHS = "8.0;9.0a;10.0+PTX"
+DEFAULT_BEFORE_BLACKWELL = "8.0;9.0+PTX"
+OLDEST_GPU = (8, 0)  # the compute capability whose instructions the kernels use
 CUDA_ARCH = re.compile(r"(?P<major>\d+)\.(?P<minor>\d)(?P<feature>[af]?)(?P<ptx>\+PTX)?")
 CONVENTIONAL_CUDA_HOME = Path("/usr/local/cuda")
 
@@ -86,29 +89,49 @@ def find_cuda_home(environ: Mapping[str, str], conventional: Path) -> Path | Non
     return next((home for home in candidates if (home / "bin" / "nvcc").exists()), None)
 
 
-def arch_entries(arch_list: str) -> list[str]:
-    """The entries of a TORCH_CUDA_ARCH_LIST, between semicolons, commas or spaces."""
-    return re.split(r"[;,\s]+", arch_list.strip(";, \t\n"))
+def default_archs(nvcc: str) -> str:
+    """What to compile for where nobody says it, by the version of nvcc."""
+    blackwell = tuple(map(int, nvcc.split("."))) >= (12, 8)
+    return DEFAULT_CUDA_ARCHS if blackwell else DEFAULT_BEFORE_BLACKWELL
 
 
-def gencode_flags(arch_list: str) -> list[str]:
-    """nvcc's flags for a TORCH_CUDA_ARCH_LIST: machine code for each entry, PTX where asked for.
+def served_archs(arch_list: str) -> list[str]:
+    """The entries of a TORCH_CUDA_ARCH_LIST, but for GPUs older than the kernels serve.
 
-    Entries are of the form "8.0", "9.0a" or "10.0+PTX". Those below 10.0 are made from the PTX of
-    the lowest: nvcc makes the same machine code of it as of their own, and most of its time goes
-    into PTX. For 10.0 its own makes better code.
-    Raises SystemExit for an entry of another form and for a list without entries.
+    Entries are of the form "8.0", "9.0a" or "10.0+PTX", between semicolons, commas or spaces.
+    Raises SystemExit for an entry of another form and where none is left.
     """
-    names, with_ptx = [], []
-    for entry in arch_entries(arch_list):
+    served = []
+    for entry in re.split(r"[;,\s]+", arch_list.strip(";, \t\n")):
         match = CUDA_ARCH.fullmatch(entry)
         if match is None:
             raise SystemExit(
                 f"{PACKAGE}: TORCH_CUDA_ARCH_LIST={arch_list!r}: entry {entry!r}; "
                 "expected compute capabilities such as 8.0, 9.0a or 10.0+PTX"
             )
-        names.append(match["major"] + match["minor"] + match["feature"])
-        if match["ptx"]:
+        if (int(match["major"]), int(match["minor"])) >= OLDEST_GPU:
+            served.append(entry)
+        else:
+            say(f"not for compute capability {entry}: the kernels need 8.0 or later")
+    if not served:
+        raise SystemExit(
+            f"{PACKAGE}: TORCH_CUDA_ARCH_LIST={arch_list!r}: expected one of 8.0 or later; "
+            "RESNEXT_KERNELS_SKIP_CUDA_BUILD=1 builds the CPU library alone"
+        )
+    return served
+
+
+def gencode_flags(archs: Sequence[str]) -> list[str]:
+    """nvcc's flags for entries of `served_archs`: machine code for each, PTX where asked for.
+
+    Those below 10.0 are made from the PTX of the lowest: nvcc makes the same machine code of it as
+    of their own, and most of its time goes into PTX. For 10.0 its own makes better code.
+    """
+    names, with_ptx = [], []
+    for entry in archs:
+        number, ptx, _ = entry.partition("+PTX")
+        names.append(number.replace(".", ""))
+        if ptx:
             with_ptx.append(names[-1])
     older = sorted(name for name in names if len(name.rstrip("af")) == 2)
     made: dict[str, list[str]] = {}  # of each PTX
@@ -168,19 +191,19 @@ def cpu_extension() -> Extension:
 
 
 def cuda_extension(home: Path, arch_list: str) -> Extension:
-    archs = ";".join(arch_entries(arch_list))
+    archs = served_archs(arch_list)
     # Not torch's CUDAExtension, which links libraries beyond the stable ABI.
     return Extension(
         f"{PACKAGE}._cuda",
         find_sources("csrc/cuda", ".cpp", ".cu"),
         depends=find_sources("csrc", ".h", ".cuh"),
         include_dirs=[str(home / "include")],
-        library_dirs=[str(home / "lib64")],
+        library_dirs=[str(home / name) for name in ("lib64", "lib") if (home / name).is_dir()],
         libraries=["torch_cpu", "cudart", "dl"],
         extra_compile_args={
             # The library tells what it runs on, so that calls on another GPU go elsewhere.
-            "cxx": [*CXX_FLAGS, "-DUSE_CUDA", f'-DRNK_CUDA_ARCHS="{archs}"'],
-            "nvcc": [*NVCC_FLAGS, *gencode_flags(arch_list)],
+            "cxx": [*CXX_FLAGS, "-DUSE_CUDA", f'-DRNK_CUDA_ARCHS="{";".join(archs)}"'],
+            "nvcc": [*NVCC_FLAGS, *gencode_flags(archs)],
         },
         extra_link_args=LINK_FLAGS,
         language="c++",
@@ -297,7 +320,8 @@ def main() -> None:
     plan = plan_cuda(os.environ, home, torch.version.cuda if torch else None)
     extensions = [cpu_extension()]
     if plan.home is not None:
-        arch_list = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS
+        named = os.environ.get("TORCH_CUDA_ARCH_LIST")
+        arch_list = named or default_archs(nvcc_version(plan.home))
         extensions.append(cuda_extension(plan.home, arch_list))
     command = build_command(plan) if torch else BuildWithoutTorch
     setup(ext_modules=extensions, cmdclass={"build_ext": command, "bdist_wheel": Wheel})

@@ -117,7 +117,9 @@ class SwapReport:
         """
         self._swaps = [swap for swap in self._swaps if not swap.undo()]
         if self._swaps:
-            names = ", ".join(f"{shown_name(s.name)} ({type(s.module).__name__})" for s in self._swaps)
+            names = ", ".join(
+                f"{shown_name(s.name)} ({type(s.module).__name__})" for s in self._swaps
+            )
             warnings.warn(
                 f"not restored, since their class changed after the swap: {names}", stacklevel=2
             )

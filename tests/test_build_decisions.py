@@ -41,22 +41,38 @@ def setup_script() -> ModuleType:
         ),
         ("9.0;9.0a", ["arch=compute_90,code=[sm_90,sm_90a]"]),
         ("10.0;12.0", ["arch=compute_100,code=[sm_100]", "arch=compute_120,code=[sm_120]"]),
+        ("7.5 8.0 8.6 9.0", ["arch=compute_80,code=[sm_80,sm_86,sm_90]"]),
     ],
 )
 def test_gencode_flags(setup_script: ModuleType, arch_list: str, expected: list[str]) -> None:
-    assert setup_script.gencode_flags(arch_list) == [f"-gencode={flag}" for flag in expected]
+    flags = setup_script.gencode_flags(setup_script.served_archs(arch_list))
+    assert flags == [f"-gencode={flag}" for flag in expected]
+
+
+def test_gpus_older_than_the_kernels_serve(setup_script: ModuleType, capsys) -> None:
+    assert setup_script.served_archs("7.0;7.5+PTX;8.6") == ["8.6"]
+    shown = capsys.readouterr().out
+    assert "not for compute capability 7.5+PTX: the kernels need 8.0 or later" in shown
+    with pytest.raises(SystemExit, match="'6.1 7.5': expected one of 8.0 or later; RESNEXT_KER"):
+        setup_script.served_archs("6.1 7.5")
 
 
 @pytest.mark.parametrize("arch_list", ["", ";", "80", "sm_80", "8.0;Hopper", "9.0b", "8.0+ptx"])
-def test_gencode_flags_names_a_bad_entry(setup_script: ModuleType, arch_list: str) -> None:
+def test_a_bad_entry_is_named(setup_script: ModuleType, arch_list: str) -> None:
     message = re.escape(f"TORCH_CUDA_ARCH_LIST={arch_list!r}: entry") + ".*expected compute"
     with pytest.raises(SystemExit, match=message):
-        setup_script.gencode_flags(arch_list)
+        setup_script.served_archs(arch_list)
 
 
-def test_default_archs_are_an_arch_list(setup_script: ModuleType) -> None:
-    flags = setup_script.gencode_flags(setup_script.DEFAULT_CUDA_ARCHS)
-    assert flags[-1].endswith(",compute_100]"), "no PTX for later GPUs"
+@pytest.mark.parametrize(
+    ("nvcc", "ptx"),
+    [("12.0", "90"), ("12.6", "90"), ("12.8", "100"), ("12.10", "100"), ("13.0", "100")],
+)
+def test_default_archs_are_known_to_nvcc(setup_script: ModuleType, nvcc: str, ptx: str) -> None:
+    archs = setup_script.served_archs(setup_script.default_archs(nvcc))
+    flags = setup_script.gencode_flags(archs)
+    assert flags[-1].endswith(f"compute_{ptx}]"), "no PTX for later GPUs"
+    assert ("100" in "".join(flags)) == (ptx == "100")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,13 @@ def test_a_failed_stage_stops_none_of_the_later_ones(tmp_path):
     assert str(CHECKOUT) in (tmp_path / "later.log").read_text()
 
 
+def test_nothing_is_run_after_a_build_that_failed(tmp_path):
+    todo = [stage("info", "pass"), stage("build", "raise SystemExit(1)"), stage("tests", "pass")]
+    found = run.run_stages(todo, tmp_path, 60)
+    assert [o.status for o in found] == ["passed", "failed", "not run"]
+    assert not (tmp_path / "tests.log").exists()
+
+
 def test_one_file_holds_the_results_of_all_stages_so_far(tmp_path, capsys):
     """stages.json cannot be written in the end, which takes nothing from what was."""
     write = "import sys; open('{0}/{1}.json', 'w').write('{1}')"
@@ -198,7 +205,7 @@ def test_named_stages_run_alone(tmp_path, monkeypatch, capsys):
     assert run.main([str(tmp_path), "memcheck", "build"]) == 0
     assert found == ["build", "memcheck"]
     shown = capsys.readouterr().out
-    assert "2 of 2 stages passed" in shown and "no time was left" not in shown
+    assert "2 of 2 stages passed" in shown and "what was not run" not in shown
 
     def run_first(todo, out, most_seconds):
         ends = ["passed", *["not run"] * len(todo[1:])]
@@ -206,10 +213,17 @@ def test_named_stages_run_alone(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(run, "run_stages", run_first)
     assert run.main([str(tmp_path), "info", "racecheck", "build"]) == 1
-    assert 'OUT=ANOTHER_FOLDER ARGS="info racecheck"' in capsys.readouterr().out
+    assert 'OUT=ANOTHER_FOLDER ARGS="build info racecheck"' in capsys.readouterr().out
     with pytest.raises(SystemExit, match="gpu: memchek: expected some of build, info"):
         run.main([str(tmp_path / "new"), "memchek"])
     assert not (tmp_path / "new").exists()
+
+
+def test_a_gpu_that_is_too_old_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(SystemExit, match="gpu: compute capability 7.5, the kernels need 8.0 or"):
+        run.main([str(tmp_path / "new")])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -16,11 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import resnext_kernels as rk
 from resnext_kernels.bench import peaks, report, runner, timing, whole_model
-from resnext_kernels.bench.model_implementations import OURS, PEERS, NotAvailable
+from resnext_kernels.bench.model_implementations import (
+    COMPILED,
+    INDUCTOR,
+    OURS,
+    PEERS,
+    NotAvailable,
+)
 
 EAGER = ("torch:channels_last", "torch:contiguous")
 SIZES = whole_model._SIZES
-COMPILED = ("auto:optimized+inductor", "torch:inductor")
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +38,7 @@ def small(monkeypatch):
     monkeypatch.setattr(whole_model, "_REST", 0)
     monkeypatch.setattr(timing, "_MAX_ROUNDS", 1)
     monkeypatch.setitem(peaks._SIZES, "cpu", peaks._Sizes(32, 1 << 16))
-    monkeypatch.delitem(OURS, "auto:optimized+inductor")
+    monkeypatch.delitem(OURS, COMPILED)
 
 
 def run(dtypes=(torch.float32,), batches=(2,), peers=EAGER, **options):
@@ -82,6 +87,14 @@ def test_run_measures_every_model_form_and_peer():
     one, three = (next(r for r in records if r["batch"] == n) for n in batches)
     assert three["flops"] == 3 * one["flops"] and one["bytes"] < three["bytes"] < 3 * one["bytes"]
     assert "auto:optimized" in report.report(result)
+
+
+def test_what_inductor_compiles_is_measured_beside_its_peer(monkeypatch):
+    monkeypatch.setitem(OURS, COMPILED, dataclasses.replace(OURS["auto"], name=COMPILED))
+    for peers in ((), EAGER, (INDUCTOR,)):
+        names = [i.name for i in whole_model._implementations(peers)]
+        ours = ["auto", "auto:optimized", COMPILED]
+        assert names == ours[: 3 if INDUCTOR in peers else 2] + list(peers)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +226,7 @@ def test_models_are_measured_as_they_are_given():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", [COMPILED, INDUCTOR])
 def test_compiled_models_are_frozen(monkeypatch, name):
     monkeypatch.undo()
     monkeypatch.setattr(rk.models, "tiny", partial(tiny, layers=(1,), stem="cifar"), raising=False)

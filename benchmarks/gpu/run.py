@@ -4,7 +4,8 @@
 nor a virtual environment is needed. With `ARGS="build resnext50"` it runs those stages alone. Every
 stage is a command with a time limit. It leaves NAME.log in the folder, and the benchmarks their
 records; stages.json tells how each ended, and results.tgz holds all of it, both written anew after
-each stage. A stage that fails stops none of the later ones, but the exit status is then 1.
+each stage. A stage that fails, but for the build, stops none of the later ones; the exit status is
+then 1.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from random import SystemRandom
 from time import monotonic
 
 CHECKOUT = Path(__file__).parents[2]
+OLDEST = (8, 0)  # the compute capability whose instructions the kernels use
 MOST_SECONDS = 470.0  # of all stages together
 _GRACE = 15.0  # seconds in which an interrupted stage may write down what it has
 _LINES_SHOWN = 12  # of the log of a stage that did not pass
@@ -87,7 +89,7 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
         return [*bench, *what, "--json", str(out / f"{name}.json")]
 
     return [
-        Stage("build", [python, "setup.py", "build_ext", "--inplace"], 180, build),
+        Stage("build", [python, "setup.py", "build_ext", "--inplace"], MOST_SECONDS, build),
         Stage("info", [python, "-m", "resnext_kernels", "info"], 30),
         Stage(
             "tests",
@@ -115,6 +117,7 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
         Stage("regnet", times("regnet", ours, "regnet", "64"), 75),
         Stage(
             "model",
+            # Without the peer that Inductor compiles, which takes minutes for a whole model.
             [*bench, "--suite", "model", "--batch", "64", "--dtype", "bfloat16", "--peers",
              "torch:channels_last", "torch:contiguous", "--json", str(out / "model.json")],
             120,
@@ -129,11 +132,17 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
 
 
 def run_stages(todo: Sequence[Stage], out: Path, most_seconds: float) -> list[Outcome]:
-    """Run the stages in their order until ``most_seconds`` have passed, and write down each."""
+    """Run the stages in their order until ``most_seconds`` have passed, and write down each.
+
+    None is run after a build that did not pass: backends that are not there would be left out of
+    tests and times without a failure.
+    """
     deadline = monotonic() + most_seconds
     outcomes: list[Outcome] = []
     for stage in todo:
         print(f"== {stage.name}", flush=True)
+        if any(o.name == "build" and o.status != "passed" for o in outcomes):
+            deadline = monotonic()
         outcomes.append(run_stage(stage, out, min(stage.seconds, deadline - monotonic())))
         last = outcomes[-1]
         print(f"   {last.status} after {last.seconds:.0f} s, {out / stage.name}.log", flush=True)
@@ -229,7 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(f"gpu: {sys.executable} has no torch; name another: PYTHON=...") from None
     if not torch.cuda.is_available():
         raise SystemExit(f"gpu: torch {torch.__version__} finds no CUDA device on this machine")
-    todo = stages(out, arch_of(torch.cuda.get_device_capability()), find_sanitizer())
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST:
+        has, oldest = (f"{major}.{minor}" for major, minor in (capability, OLDEST))
+        raise SystemExit(f"gpu: compute capability {has}, the kernels need {oldest} or later")
+    todo = stages(out, arch_of(capability), find_sanitizer())
     if unknown := set(args.stages).difference(stage.name for stage in todo):
         known = ", ".join(stage.name for stage in todo)
         raise SystemExit(f"gpu: {', '.join(sorted(unknown))}: expected some of {known}")
@@ -243,7 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if bad:
         print("== not passed: " + ", ".join(bad))
     if left := [outcome.name for outcome in outcomes if outcome.status == "not run"]:
-        print(f'== no time was left: make gpu OUT=ANOTHER_FOLDER ARGS="{" ".join(left)}"')
+        again = " ".join(dict.fromkeys(["build", *left]))  # a moment where it is built already
+        print(f'== what was not run: make gpu OUT=ANOTHER_FOLDER ARGS="{again}"')
     return 1 if bad else 0
 
 

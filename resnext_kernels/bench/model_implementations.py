@@ -167,6 +167,7 @@ def _by_name(*implementations: ModelImplementation) -> dict[str, ModelImplementa
     return {implementation.name: implementation for implementation in implementations}
 
 
+COMPILED, INDUCTOR = "auto:optimized+inductor", "torch:inductor"
 OURS = _by_name(
     ModelImplementation(
         "auto",
@@ -179,7 +180,7 @@ OURS = _by_name(
         partial(_bind_eager, form=optimize_for_inference, layout="channels_last"),
     ),
     ModelImplementation(
-        "auto:optimized+inductor",
+        COMPILED,
         "channels_last",
         partial(_bind_inductor, form=optimize_for_inference),
     ),
@@ -195,7 +196,7 @@ PEERS = _by_name(
         "contiguous",
         partial(_bind_eager, form=on_torch, layout="contiguous"),
     ),
-    ModelImplementation("torch:inductor", "channels_last", partial(_bind_inductor, form=on_torch)),
+    ModelImplementation(INDUCTOR, "channels_last", partial(_bind_inductor, form=on_torch)),
     ModelImplementation("onnxruntime", "contiguous", _bind_onnxruntime),
     ModelImplementation("openvino", "contiguous", _bind_openvino),
 )

@@ -19,7 +19,16 @@ from .. import models as family
 from ..problem import ConvProblem, dtype_name
 from ..verification.numerics import relative_error, tolerance
 from .failures import kept, reason_of
-from .model_implementations import OURS, PEERS, Forward, ModelImplementation, NotAvailable, on_torch
+from .model_implementations import (
+    COMPILED,
+    INDUCTOR,
+    OURS,
+    PEERS,
+    Forward,
+    ModelImplementation,
+    NotAvailable,
+    on_torch,
+)
 from .peaks import Peaks, PeaksDict
 from .runner import INTERRUPTED, Record, Result, fastest_of_cudnn, result
 from .suites import WHOLE_MODELS
@@ -73,7 +82,13 @@ def steps(
     peers: Sequence[str] = tuple(PEERS),
 ) -> int:  # fmt: skip
     """How often `run` calls ``progress``: for each implementation of a case, and for its times."""
-    return len(models) * len(dtypes) * len(batches) * (len(OURS) + len(peers) + 1)
+    return len(models) * len(dtypes) * len(batches) * (len(_implementations(peers)) + 1)
+
+
+def _implementations(peers: Sequence[str]) -> list[ModelImplementation]:
+    """Ours and the named peers. What Inductor compiles takes long: ours beside its peer alone."""
+    ours = [i for i in OURS.values() if i.name != COMPILED or INDUCTOR in peers]
+    return ours + [PEERS[name] for name in peers]
 
 
 @torch.no_grad()
@@ -88,7 +103,7 @@ def run(
     seconds: float | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Result:
-    """Measure every model in all of `OURS` and the named ones of `PEERS`.
+    """Measure every model in all of `OURS`, `COMPILED` beside its peer, and some of `PEERS`.
 
     The records' suite is "model", their problem the model's name, their operations and bytes the
     sums over its convolutions and its classifier. A peer that is not installed is told of in
@@ -96,7 +111,8 @@ def run(
     run with the cases that are done, if there are any.
 
     Args:
-        models: names in `resnext_kernels.models`, each for images of its data set: 224x224 pixels, CIFAR's 32x32.
+        models: names in `resnext_kernels.models`, each for images of its data set:
+            224x224 pixels, CIFAR's 32x32.
         dtypes: of weights, BatchNorm statistics and images alike: `model.to(bfloat16)`, which torch
             runs faster than autocast. OpenVINO computes in bfloat16 on float32 operands.
         batches: images at a time.
@@ -110,7 +126,7 @@ def run(
     _check(models, batches, peers)
     keep_freed_memory()
     peaks = Peaks(dtypes, device)
-    implementations = [*OURS.values(), *(PEERS[name] for name in peers)]
+    implementations = _implementations(peers)
     seconds = SECONDS[device] if seconds is None else seconds
     cases = [Case(*c) for c in itertools.product(models, dtypes, batches)]
     measurements: list[Measurement] = []
