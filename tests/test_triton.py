@@ -122,6 +122,23 @@ def test_which_triton_serves(found, loaded, text, monkeypatch):
         assert library.message in triton.not_supported_reasons(SERVED)
 
 
+@pytest.mark.parametrize("package", ["triton-rocm", "pytorch-triton-xpu", "pytorch-triton"])
+def test_triton_of_torchs_other_builds(package, monkeypatch):
+    def version(name):
+        if name != package:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "3.7.0+rocm"
+
+    monkeypatch.setattr(triton, "version", version)
+    assert triton._find().loaded
+    assert info.describe()["triton"] == "3.7.0+rocm"
+
+
+def test_more_pixels_than_32_bits_count(monkeypatch):
+    case = dataclasses.replace(SERVED, batch=2**20, in_size=(2**6, 2**6))
+    assert f"{2**32} pixels, serves up to {2**30}" in triton.not_supported_reasons(case)
+
+
 def test_tensors_on_the_cpu_are_refused():
     if triton.INTERPRETED:
         pytest.skip("the interpreter serves them")
@@ -187,76 +204,6 @@ def test_precision_follows_torch(allowed, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     assert device.precision(torch.float32) == ("tf32" if allowed else "ieee")
     assert device.precision(torch.bfloat16) == "half"
-
-
-class Kernel:
-    """Stands for a kernel of Triton: counts what is compiled, and what is launched again."""
-
-    arg_names = ("left", "right", "size", "BLOCK")
-
-    def __init__(self) -> None:
-        self.compiled, self.launched = [], []
-
-    def __getitem__(self, grid):
-        def compile_and_launch(*arguments, **options):
-            self.compiled.append((grid, arguments, options))
-            return {grid: lambda *arguments: self.launched.append(arguments)}
-
-        return compile_and_launch
-
-
-@needs_triton
-def test_a_kernel_is_looked_up_once_for_each_alignment():
-    from resnext_kernels.backends.triton.kernels.launch import Launch
-
-    kernel = Kernel()
-    launch = Launch(kernel, 7, {"BLOCK": 16, "size": 5}, warps=2, stages=3)
-    tensor = torch.empty(64)
-    for _ in range(3):
-        launch(tensor, None)
-        launch(tensor[1:], None)
-        launch(tensor[4:], None)
-    assert len(kernel.compiled) == 2 and len(kernel.launched) == 7
-    grid, arguments, options = kernel.compiled[0]
-    assert grid == (7, 1, 1) and arguments[1:] == (None, 5, 16)
-    assert (options["num_warps"], options["num_stages"]) == (2, 3)
-    assert all(arguments[1:] == (None, 5, 16) for arguments in kernel.launched)
-
-
-@needs_triton
-def test_plans_are_kept_and_run_on_the_device_of_the_tensors(monkeypatch):
-    from types import SimpleNamespace
-
-    from resnext_kernels.backends.triton.kernels import launch
-
-    made, ran, devices = [], [], []
-
-    def make(*arguments):
-        made.append(arguments)
-        return lambda *tensors: ran.append((tensors, list(devices)))
-
-    class Guard:
-        def __init__(self, index):
-            self.index = index
-
-        def __enter__(self):
-            devices.append(self.index)
-
-        def __exit__(self, *error):
-            devices.pop()
-
-    def tensor(device, stride):
-        return SimpleNamespace(get_device=lambda: device, stride=lambda: stride)
-
-    current = SimpleNamespace(active=SimpleNamespace(get_current_device=lambda: 0))
-    monkeypatch.setattr(launch, "driver", current)
-    monkeypatch.setattr(torch.accelerator, "device_index", Guard)
-    plans = launch.Plans(make)
-    for device in (0, 1, 0):
-        plans.run(("facts", 3), tensor(device, (8, 1)), None)
-    plans.run(("facts", 3), tensor(0, (9, 1)), None)
-    assert [on for _, on in ran] == [[], [1], [], []]
-    assert len(made) == 3 and made[0][:2] == ("facts", 3) and made[0][3] is None
 
 
 def numbers(package: str) -> tuple[int, ...]:

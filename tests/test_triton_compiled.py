@@ -52,6 +52,9 @@ KINDS = [layer(8, 28), layer(8, 56, 2), layer(32, 14), layer(32, 14, 2), layer(6
          layer(64, 14, 2), dataclasses.replace(layer(8, 28), kernel=(5, 5)),
          dataclasses.replace(layer(64, 14), kernel=(5, 5))]  # fmt: skip
 
+# Four groups of 4 channels, which a single cell holds.
+ONE_CELL = dataclasses.replace(layer(4, 28), in_channels=16, out_channels=16, groups=4)
+
 
 def _cases():
     """(problem, direction, capability, precision, epilogue)"""
@@ -68,6 +71,8 @@ def _cases():
                 yield case, direction, 86, "ieee", False
     for capability in (90, 100):
         yield KINDS[6], "fprop", capability, "half", False
+    for direction in ("fprop", "dgrad"):
+        yield ONE_CELL, direction, 100, "half", False
     for capability in (80, 90, 100):
         for case in (layer(4, 56), layer(32, 7), layer(64, 7), layer(8, 56, 2)):
             yield case, "fprop", capability, "half", True
@@ -161,6 +166,13 @@ def test_products_are_matrix_instructions(reports, index):
     else:
         kind = {"half": r"bf16|kind::f16", "tf32": "tf32"}[precision]
         assert products and all(re.search(kind, name) for name in products)
+
+
+@each_case
+def test_blackwells_instructions_add_to_one_sum_a_step(reports, index):
+    """Triton up to 3.8 miscompiles those that add to one sum one after the other."""
+    if reports[index]["kernel"] == "conv_rows":
+        assert not of(reports[index], "tcgen05")
 
 
 @pytest.mark.parametrize("index", range(len(VECTORS)), ids=name)

@@ -78,8 +78,8 @@ def products_of_bfloat16(monkeypatch):
 def faster_interpreter(monkeypatch):
     """Without what takes it more than half of its time and tells nothing here.
 
-    Each sum and product of integers is checked for overflow, which offsets in such small images
-    cannot reach; and each call of a device function patches the language that the launch patched.
+    Each sum and product of integers is checked for overflow, as with TRITON_DEBUG, where launches
+    turn it off; and each call of a device function patches the language that the launch patched.
     """
     builder, patch = interpreter.interpreter_builder, interpreter._patch_lang
 
@@ -163,9 +163,18 @@ def test_offsets_of_64_bits(case, direction, monkeypatch):
 
 
 def test_which_tensors_need_64_bits():
-    huge = torch.empty(3, 1 << 10, 1 << 10, 1 << 10, device="meta")
-    assert tensors.need_64_bits(None, huge) and not tensors.need_64_bits(huge[0:1], None)
-    assert tensors.need_64_bits(torch.empty(1, device="meta").as_strided((2,), (1 << 31,)))
+    def need(case, shape, strides):
+        images = torch.empty(1, device="meta").as_strided(shape, strides)
+        return tensors.need_64_bits(case, None, images)
+
+    small, large = problem(8, kernel=(1, 1)), problem(8, kernel=(5, 5))
+    last, strides = 2**31 - 1 - 15 - 16 * 6 - 112 * 5, (16 * 42, 1, 112, 16)
+    assert need(small, (2, 16, 6, 7), (2**31, *strides[1:]))
+    # As many as fit, of which a kernel of one tap reads nothing beyond the image but a step of 1.
+    assert need(small, (2, 16, 6, 7), (last, *strides[1:]))
+    assert not need(small, (2, 16, 6, 7), (last - 128, *strides[1:]))
+    assert need(large, (2, 16, 6, 7), (last - 128, *strides[1:]))
+    assert not need(large, (2, 16, 6, 7), (last - 7 * 128, *strides[1:]))
 
 
 @pytest.mark.parametrize("case", KINDS, ids=str)

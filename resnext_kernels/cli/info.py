@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -33,7 +32,7 @@ def describe() -> dict[str, str]:
         "resnext_kernels": __version__ + (f" (commit {commit})" if commit else ""),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _installed("triton"),
+        "triton": triton.installed_version() or "not installed",
         "system": str(here["system"]),
         "device cpu": f"{here['processor']}, {here['cores']} cores",
         "device cuda": _cuda(),
@@ -57,13 +56,6 @@ def _tables() -> dict[str, str]:
     names = [cuda.NAME, triton.NAME] if torch.cuda.is_available() else []
     devices = {cpu.NAME: "cpu", **dict.fromkeys(names, "cuda")}
     return {f"tuned {name}": str(user_table.load(name, d)) for name, d in devices.items()}
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _cuda() -> str:

@@ -8,8 +8,10 @@ interprets the kernels, and tensors on the CPU are served, slowly.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -23,18 +25,32 @@ NAME = "triton"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 OLDEST = (3, 6)
 OLDEST_GPU = (8, 0)  # the compute capability that multiplies all three dtypes
+# Those that torch's builds for AMD's and Intel's GPUs, and its nightly ones, bring along.
+_PACKAGES = (
+    "triton", "triton-rocm", "triton-xpu",
+    "pytorch-triton", "pytorch-triton-rocm", "pytorch-triton-xpu",
+)  # fmt: skip
+# Of the input and the output: they are counted in 32 bits.
+_MOST_PIXELS = 1 << 30
 # Of stride, padding and dilation: columns behind the last image are told by where they would read,
 # `tiles.split_pixels`, which has to be outside in 32 bits.
 _MOST_STEP = 1 << 12
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
+def installed_version() -> str | None:
+    """The version of the module triton by the metadata of its package, which has several names."""
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return None
+
+
 def _find() -> Library:
     """Triton, without importing it."""
     oldest = ".".join(map(str, OLDEST))
-    try:
-        found = version(NAME)
-    except PackageNotFoundError:
+    found = installed_version()
+    if found is None:
         needed = f"triton is not installed, {oldest} or later is needed"
         return Library(NAME, False, f"{needed} (the extra [triton] of this package)")
     numbers = tuple(map(int, re.findall(r"\d+", found)[:2]))
@@ -53,6 +69,9 @@ def not_supported_reasons(problem: ConvProblem) -> list[str]:
         *of_operands(problem, LIBRARY, devices, DTYPES),
         *of_steps(problem, _MOST_STEP),
     ]
+    pixels = problem.batch * max(math.prod(problem.in_size), math.prod(problem.out_size))
+    if pixels > _MOST_PIXELS:
+        reasons.append(f"{pixels} pixels, serves up to {_MOST_PIXELS}")
     if problem.device == "cuda" and not INTERPRETED:
         reasons += _reasons_of_devices()
     if not (reasons or INTERPRETED):

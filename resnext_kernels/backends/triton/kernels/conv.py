@@ -20,6 +20,10 @@ from .tensors import image_strides, need_64_bits
 
 _MOST_TAPS = 9  # whose weights fit the registers
 _MOST_SUMS = 4
+# Pixels and warps of a program with the one cell that there is. They are too few for Blackwell's
+# own instructions, for which Triton up to 3.8 miscompiles products that are added up one after the
+# other (triton-lang/triton#10821).
+_LONELY = (32, 2)
 _START = 3  # what a program does before its march, in rows of it
 
 
@@ -78,7 +82,7 @@ def _common(
         "SRC_WIDTH": widths[0], "DST_WIDTH": widths[1],
         "MERGED": cells.merged, "PARTS": cells.parts,
         "DEPTH": cells.depth, "BREADTH": cells.breadth,
-        "WIDE": need_64_bits(src, dst, operands.residual),
+        "WIDE": need_64_bits(problem, src, dst, operands.residual),
     }  # fmt: skip
 
 
@@ -91,9 +95,12 @@ def _rows_launch(
     arguments: dict[str, Any],
 ) -> Launch:
     per_program = cells_of_program(config.cells, cells.count)
+    pixels, warps = config.pixels, config.warps
+    if per_program == 1 < config.cells:
+        pixels, warps = _LONELY
     rows, columns = schedule.size
     cell_blocks = -(-cells.count // per_program)
-    column_blocks = -(-problem.batch * columns // config.pixels)
+    column_blocks = -(-problem.batch * columns // pixels)
     slots = device.multiprocessors(operands.src) * config.resident
     strip = strip_of_rows(rows, schedule.ring, cell_blocks * column_blocks, slots)
     arguments |= {
@@ -103,11 +110,11 @@ def _rows_launch(
         "RING": schedule.ring, "PHASES": schedule.phases,
         "SRC_STEP_H": schedule.src_step[0], "SRC_STEP_W": schedule.src_step[1],
         "DST_STEP_H": schedule.dst_step[0], "DST_STEP_W": schedule.dst_step[1],
-        "CELLS": per_program, "PIXELS": config.pixels,
+        "CELLS": per_program, "PIXELS": pixels,
         "WHOLE": cell_blocks * per_program == cells.count and cells.whole,
     }  # fmt: skip
     grid = cell_blocks * column_blocks * -(-rows // strip)
-    warps = per_program if per_program > 1 else config.warps
+    warps = per_program if per_program > 1 else warps
     return Launch(conv_rows, grid, arguments, warps, config.stages)
 
 

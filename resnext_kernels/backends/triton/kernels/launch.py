@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,11 @@ from torch import Tensor
 from triton.runtime import driver
 
 from ....kept import Kept
+from .. import INTERPRETED
 
 _VECTOR = 16
+# Triton makes a binary ready at its first launch, unprotected from another thread's.
+_FIRST_LAUNCH = threading.Lock()
 
 
 class Launch:
@@ -32,6 +36,10 @@ class Launch:
         self.arguments = tuple(arguments[name] for name in names)
         # Fused multiply-adds are asked for by name: their default differs between versions.
         self.options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+        if not (INTERPRETED or torch.xpu.is_available()):
+            # With TRITON_DEBUG an overflow ends the process. Offsets that are masked overflow:
+            # those of columns behind the last image.
+            self.options["sanitize_overflow"] = False
         self._runners: dict[tuple[bool, ...], Callable[..., None]] = {}
 
     def __call__(self, *tensors: Tensor | None) -> None:
@@ -41,7 +49,8 @@ class Launch:
         if runner is not None:
             runner(*tensors, *self.arguments)
             return
-        binary = self.kernel[self.grid](*tensors, *self.arguments, **self.options)
+        with _FIRST_LAUNCH:
+            binary = self.kernel[self.grid](*tensors, *self.arguments, **self.options)
         if binary is not None:  # the interpreter has none
             self._runners[aligned] = binary[self.grid]
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ....problem import ConvProblem
+
 # Contiguous images of up to so many bytes are read and written in place, by single elements: they
 # lie in the caches, and a conversion would cost a launch of its own. Larger ones are converted.
 IN_PLACE = 1 << 20
@@ -42,10 +44,25 @@ def filters(weight: Tensor) -> Tensor:
     return weight.contiguous(memory_format=torch.channels_last)
 
 
-def need_64_bits(*tensors: Tensor | None) -> bool:
-    """Whether an element of any tensor is 2**31 elements or more from its first one."""
+def need_64_bits(problem: ConvProblem, *tensors: Tensor | None) -> bool:
+    """Whether an offset into any of the images is 2**31 elements or more.
+
+    Of an element, or of a position up to a kernel beyond the image: some start there, and step back
+    into it.
+    """
+    reaches = (
+        padding + dilation * (taps - 1) + stride
+        for padding, dilation, taps, stride in zip(
+            problem.padding, problem.dilation, problem.kernel, problem.stride, strict=True
+        )
+    )
+    beyond = (0, 0, *reaches)
     return any(
-        sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) >= _INT32
+        sum(
+            (size - 1 + reach) * stride
+            for size, reach, stride in zip(t.shape, beyond, t.stride(), strict=True)
+        )
+        >= _INT32
         for t in tensors
         if t is not None
     )

@@ -107,5 +107,5 @@ def _arguments(
         "CELLS": per_program, "PIXELS": config.pixels,
         "HEIGHT": cells.height, "BREADTH": cells.breadth,
         "WHOLE": cell_blocks * per_program == cells.count and cells.whole,
-        "WIDE": need_64_bits(grad, input),
+        "WIDE": need_64_bits(problem, grad, input),
     }  # fmt: skip
