@@ -50,7 +50,7 @@ def compare(backend: str, isa: str, problem: ConvProblem, direction: Direction) 
     known = records(backend, name, problem.device)
     found = nearest(wanted, known) if problem.dilation == (1, 1) else None
     if found is None:
-        rule = _gpu_rule if problem.device == "cuda" else _rule
+        rule = _rule if problem.device == "cpu" else _gpu_rule
         return rule(backend, isa, problem)
     aten_is_faster = found.aten < found.ours
     names = ("aten", backend) if aten_is_faster else (backend, "aten")

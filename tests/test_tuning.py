@@ -131,12 +131,12 @@ def test_rule_of_bfloat16(folder, width, layout, isa):
     ],
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_rule_of_gpus_where_nothing_was_measured(folder, backend, changed, ours):
+@pytest.mark.parametrize("backend, device", [("cuda", "cuda"), ("triton", "xpu")])
+def test_rule_of_gpus_where_nothing_was_measured(folder, backend, device, changed, ours):
     """Groups of 2 to 64 channels in the kernels' own layout and precision; the rest is ATen's."""
     (folder / f"{backend}.json").write_text('{"runs": []}')
     plain = dataclasses.replace(
-        problem(8, groups=2), device="cuda", dtype=torch.bfloat16, channels_last=True
+        problem(8, groups=2), device=device, dtype=torch.bfloat16, channels_last=True
     )
     case = dataclasses.replace(plain, **changed)
     found = tuning.compare(backend, "sm_90 a GPU", case, "dgrad")
