@@ -88,7 +88,22 @@ def raising(real):
     return wrong
 
 
-@pytest.mark.parametrize("fault", [scaled, unwritten, in_first_image_only, in_float64, raising])
+def writing(real):
+    """Results are right, but not those of who is called next on the same operands."""
+
+    def wrong(problem, first, second, *args):
+        out = real(problem, first, second, *args)
+        second.neg_()
+        return out
+
+    return wrong
+
+
+FAULTS = [scaled, unwritten, in_first_image_only, in_float64, raising, writing]
+ENDS = {raising: "RuntimeError: launch failed", writing: "it writes to its operands"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_wrong_backend_is_caught_and_the_line_shown_repeats_it(
     few, fault, direction, monkeypatch, capsys
@@ -99,8 +114,7 @@ def test_a_wrong_backend_is_caught_and_the_line_shown_repeats_it(
     lines = capsys.readouterr().out.splitlines()
     start = next(i for i, line in enumerate(lines) if "MISSED" in line)
     assert lines[start + 1].startswith(f"{name}/")
-    expected = "RuntimeError: launch failed" if fault is raising else "expected at most 1e-05"
-    assert lines[start + 1].endswith(expected)
+    assert lines[start + 1].endswith(ENDS.get(fault, "expected at most 1e-05"))
     command = lines[start + 2].split("python -m resnext_kernels ")[1].split()
     assert main(command) == 1
     again = capsys.readouterr().out.splitlines()

@@ -201,7 +201,7 @@ class _Trial:
             self._bias = every_second[:, 0, 0, 0]
             self._residual = randn(problem.output_shape, dtype, self._layouts[2], device)
             operands += self._bias, self._residual
-        # For the references: a wrong kernel may write to its operands.
+        self._operands = operands
         self._copies = [operand.clone() for operand in operands]
 
     @functools.cached_property
@@ -237,6 +237,8 @@ class _Trial:
             error = math.inf
             if out.dtype == check.dtype:
                 error = self._error(out)
+            if self._restore():
+                return Outcome(missed=self._describe("it writes to its operands"), error=math.inf)
         except Exception as raised:  # a wrong kernel may raise anything
             return Outcome(missed=self._describe(_one_line(raised)), error=math.inf)
         tolerance = TOLERANCES[check.dtype]
@@ -244,6 +246,15 @@ class _Trial:
             return Outcome(error=error)
         found = f"relative error {error:.1e}, expected at most {tolerance:.0e}"
         return Outcome(missed=self._describe(found), error=error)
+
+    def _restore(self) -> bool:
+        """Give the operands the values again that they had; whether any had another."""
+        changed = False
+        for operand, copy in zip(self._operands, self._copies, strict=True):
+            if not torch.equal(operand, copy):
+                operand.copy_(copy)
+                changed = True
+        return changed
 
     def _call(self, backend: str) -> Tensor:
         problem, first, second = self._check.problem, self._first, self._second
