@@ -30,6 +30,16 @@ class Call:
     problem: ConvProblem
 
 
+def is_grouped(module: nn.Module) -> bool:
+    """Whether it is a grouped 2-D convolution, of torch's class or one derived from that."""
+    return isinstance(module, nn.Conv2d) and module.groups > 1
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether a convolution is of torch's class or this package's, and not of another's."""
+    return type(module) is nn.Conv2d or isinstance(module, GroupedConv2d)
+
+
 def shown_name(name: str) -> str:
     """A module's name in its model as reports show it."""
     return name or "(the model itself)"
@@ -57,9 +67,7 @@ def grouped_calls(model: nn.Module, images: Tensor) -> list[Call]:
             with_kwargs=True,
         )
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-        and (type(module) is nn.Conv2d or isinstance(module, GroupedConv2d))
-        and module.groups > 1
+        if is_grouped(module) and is_known(module)
     ]
     try:
         # What torch.compile has compiled before would run without the hooks.

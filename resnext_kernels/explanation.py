@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import overload
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from . import dispatch, ops, tuning, user_table
 from .backends import BACKENDS, aten
-from .calls import Call, grouped_calls, shown_name
+from .calls import Call, grouped_calls, is_grouped, is_known, shown_name
 from .functional import check_tensors
 from .nn import GroupedConv2d
 from .problem import DIRECTIONS, ConvProblem, Direction, IntOrPair, dtype_name, normalise, validate
@@ -65,10 +66,15 @@ class LayerExplanation:
 
 @dataclass(frozen=True)
 class ModelExplanation:
-    """The grouped convolutions of a model, equal calls together; ``print`` it."""
+    """The grouped convolutions of a model, equal calls together; ``print`` it.
+
+    ``others`` are the classes of grouped convolutions that are not told of, with how many there
+    are: their forward may do more.
+    """
 
     model: str
     layers: tuple[LayerExplanation, ...]
+    others: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         count = sum(len(layer.names) for layer in self.layers)
@@ -82,6 +88,8 @@ class ModelExplanation:
         lines += [self._total(direction) for direction in DIRECTIONS if self.layers]
         if left := sum(len(layer.names) for layer in self.layers if not layer.replaced):
             lines.append(f"{left} of them run PyTorch's own until replace_grouped_convs is called")
+        for name, count in self.others.items():
+            lines.append(f"{count} grouped convolutions of the class {name} are left as they are")
         notes = dict.fromkeys(note for layer in self.layers for note in layer.call.notes)
         return "\n".join([*lines, *notes])
 
@@ -150,7 +158,9 @@ def _of_model(model: nn.Module, images: Tensor) -> ModelExplanation:
         LayerExplanation(tuple(names), replaced, _of_problem(problem, backend))
         for (problem, backend, replaced), names in alike.items()
     )
-    return ModelExplanation(type(model).__name__, tuple(layers))
+    grouped = filter(is_grouped, model.modules())
+    others = Counter(type(module).__name__ for module in grouped if not is_known(module))
+    return ModelExplanation(type(model).__name__, tuple(layers), dict(others))
 
 
 def _backend(call: Call) -> str:

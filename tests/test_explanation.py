@@ -120,6 +120,16 @@ def test_layers_that_name_a_backend_and_layers_not_replaced():
     assert "1 of them run PyTorch's own until replace_grouped_convs is called" in str(explanation)
 
 
+def test_convolutions_of_other_classes_are_counted():
+    class Own(nn.Conv2d):
+        pass
+
+    model = nn.Sequential(Own(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, groups=4), Own(8, 8, 1))
+    explanation = rk.explain(model, torch.randn(1, 8, 9, 9))
+    assert explanation.others == {"Own": 1} and len(explanation.layers) == 1
+    assert "1 grouped convolutions of the class Own are left as they are" in str(explanation)
+
+
 def test_a_convolution_is_a_model():
     explanation = rk.explain(nn.Conv2d(8, 8, 3, groups=2), torch.randn(1, 8, 9, 9))
     assert explanation.layers[0].names == ("",)
