@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import quick
 from tiny_suite import model_result
 
 from resnext_kernels.backends import cpu
-from resnext_kernels.bench import peaks, plot, runner, suites, timing, whole_model
-from resnext_kernels.bench.suites import Layer
+from resnext_kernels.bench import plot, runner, whole_model
 from resnext_kernels.cli import main
 from resnext_kernels.cli.console import output_path
 
+__all__ = ["quick"]
+pytestmark = pytest.mark.usefixtures("quick")
 QUICK = ["--direction", "fprop", "--dtype", "float32", "--batch", "2"]
 MODEL = """
 import torch
@@ -25,13 +27,6 @@ def net():
     ), torch.randn(1, 3, 9, 9)
 def dense(): return nn.Conv2d(3, 8, 3)
 """
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(timing, "_MAX_ROUNDS", 2)
-    monkeypatch.setitem(peaks._SIZES, "cpu", peaks._Sizes(32, 1 << 16))
-    monkeypatch.setitem(suites.SUITES, "resnext50", (Layer(16, 6, 1, 4, 2), Layer(32, 7, 2, 4, 1)))
 
 
 def written(path):
