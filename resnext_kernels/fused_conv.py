@@ -228,10 +228,11 @@ def _takes_packed_weight(input: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN serves an ``input`` without a mode or gradient with a weight so laid out.
 
     Not where they do not fit: it would not say so, or not as PyTorch does. Nor for inference
-    tensors, which do not tell that they were changed.
+    tensors, which do not tell that they were changed, and tensors in shared memory, which do not
+    tell that another process did it.
     """
     usual = input.device.type == "cpu" and input.dim() == 4 and input.numel() > 0
-    usual = usual and not weight.is_inference()
+    usual = usual and not (weight.is_inference() or weight.is_shared())
     fits = input.dtype == weight.dtype and input.shape[1:2] == weight.shape[1:2]
     return usual and fits and torch._C._get_mkldnn_enabled() and _has_packed_weights(input.dtype)
 

@@ -91,6 +91,17 @@ def test_weights_laid_out_once_follow_changes():
             assert relative_error(fast(part), truth) < (1e-5 if dtype != torch.bfloat16 else 3e-2)
 
 
+@torch.no_grad()
+def test_weights_in_shared_memory_follow_changes():
+    """Of another process, as here of NumPy, which autograd does not count."""
+    fast = rk.optimize_for_inference(small()).share_memory()
+    x = images(torch.float32)
+    for _ in range(2):
+        truth = copy.deepcopy(fast).double()(x.double())
+        assert relative_error(fast(x), truth) < 1e-5
+        fast.conv1.weight.numpy()[...] *= 2
+
+
 @torch.inference_mode()
 def test_weights_of_inference_mode_follow_changes():
     """Such tensors do not tell that they were changed."""
