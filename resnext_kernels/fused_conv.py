@@ -23,6 +23,7 @@ from .nn import GroupedConv2d
 from .plain import is_plain, is_plain_thread, is_transformed
 from .problem import Convolution, ProblemError
 
+Layouts = dict[tuple[torch.Size, int], Tensor]  # of a weight, by the input's shape and threads
 _MOST_LAYOUTS = 2  # of a weight: for full batches and the last one
 
 
@@ -38,7 +39,7 @@ class FusedConv2d(nn.Conv2d):
     relu = False
     sum_into = ""
     at_entry = False
-    _packed: tuple[Tensor | None, int | None, dict[torch.Size, Tensor]] = (None, None, {})
+    _packed: tuple[Tensor | None, int | None, Layouts] = (None, None, {})
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         input = entering(self, input)
@@ -68,10 +69,10 @@ class FusedConv2d(nn.Conv2d):
         return output.relu_() if self.relu else output
 
     def _packed_weight(self, input: Tensor, window: Convolution) -> Tensor:
-        """The weight as oneDNN's kernel for inputs of this shape reads it.
+        """The weight as oneDNN's kernel for inputs of this shape reads it on as many threads.
 
-        It is made anew where the weight was changed. Another shape, be it another batch, has
-        another kernel, for which this one's weight would be slow.
+        It is made anew where the weight was changed. Another shape, be it another batch, and
+        another number of threads have another kernel, for which this one's weight would be slow.
         """
         weight = self.weight.detach()
         version = weight._version
@@ -82,7 +83,8 @@ class FusedConv2d(nn.Conv2d):
             or packed_version != version
         ):
             layouts = {}
-        packed = layouts.get(input.shape)
+        kernel = input.shape, torch.get_num_threads()
+        packed = layouts.get(kernel)
         if packed is None:
             stride, padding, dilation, groups = window
             packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(
@@ -90,7 +92,7 @@ class FusedConv2d(nn.Conv2d):
             )
             recent = list(layouts.items())[1 - _MOST_LAYOUTS :]
             # Holding the weight keeps its address from being given to another.
-            self._packed = weight, version, dict([*recent, (input.shape, packed)])
+            self._packed = weight, version, dict([*recent, (kernel, packed)])
         return packed
 
     def __getstate__(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from small_models import relative_error
 from torch import nn
 
 import resnext_kernels as rk
+from resnext_kernels import fused_conv
 
 
 def errors_of_networks(run, networks: int = 8) -> tuple[float, float]:
@@ -89,6 +90,23 @@ def test_weights_laid_out_once_follow_changes():
             part = x.to(dtype).repeat(2, 1, 1, 1)[:batch]
             truth = copy.deepcopy(fast).double()(part.double())
             assert relative_error(fast(part), truth) < (1e-5 if dtype != torch.bfloat16 else 3e-2)
+
+
+@torch.no_grad()
+def test_weights_are_laid_out_anew_for_another_number_of_threads():
+    """oneDNN takes another kernel, for which this one's weight is converted at every call."""
+    if not fused_conv._has_packed_weights(torch.float32):
+        pytest.skip("this torch has no oneDNN")
+    fast, x, threads = rk.optimize_for_inference(small()), images(torch.float32), []
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2, 1):
+            torch.set_num_threads(count)
+            fast(x)
+            threads.append({threads for _, threads in fast.conv1._packed[2]})
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [{1}, {1, 2}, {1, 2}]
 
 
 @torch.no_grad()
