@@ -234,7 +234,7 @@ def _takes_packed_weight(input: Tensor, weight: Tensor) -> bool:
     tell that another process did it.
     """
     usual = input.device.type == "cpu" and input.dim() == 4 and input.numel() > 0
-    usual = usual and not (weight.is_inference() or weight.is_shared())
+    usual = usual and not (weight.is_inference() or weight.untyped_storage().is_shared())
     fits = input.dtype == weight.dtype and input.shape[1:2] == weight.shape[1:2]
     return usual and fits and torch._C._get_mkldnn_enabled() and _has_packed_weights(input.dtype)
 
