@@ -17,6 +17,7 @@ from user_tables import forget
 import resnext_kernels as rk
 from resnext_kernels import dispatch, explanation, tuning
 from resnext_kernels.backends import BACKENDS, aten, cpu, triton
+from resnext_kernels.library import Library
 from resnext_kernels.measured import Measured
 from resnext_kernels.problem import DIRECTIONS
 
@@ -64,7 +65,10 @@ def rivals(tmp_path, monkeypatch):
     """Two backends beside ATen, "first" and "second"; returns what writes their measured gains."""
 
     def backend(name: str) -> SimpleNamespace:
-        return SimpleNamespace(NAME=name, isa=lambda: "here", not_supported_reasons=lambda _: [])
+        there = Library(name, True, "there")
+        return SimpleNamespace(
+            NAME=name, LIBRARY=there, isa=lambda: "here", not_supported_reasons=lambda _: []
+        )
 
     def measured(**gains: float) -> None:
         for name in ("first", "second"):
@@ -106,6 +110,16 @@ def test_auto_takes_the_fastest_that_was_measured(rivals, gains, chosen):
     assert set(others) == {"first", "second", "aten"} - {chosen}
     if gains == {"first": 2.0, "second": 3.0}:
         assert others["first"] == ["second gains more over aten: 3x against 2x"]
+
+
+def test_a_library_that_is_not_there_is_not_asked_for_its_gain(rivals):
+    rivals(first=2.0)
+    second = dispatch.BACKENDS["second"]
+    second.LIBRARY = Library("second", False, "missing")
+    second.not_supported_reasons = lambda _: ["missing"]
+    second.isa = lambda: torch.ops.resnext_kernels_missing.isa()
+    assert dispatch.choose(problem(8), "fprop").NAME == "first"
+    assert explanation.explain(*operands(), groups=2).chosen["fprop"] == "first"
 
 
 @pytest.mark.parametrize("backend", ["", "CPU", "cudnn", "none"])

@@ -7,6 +7,7 @@ A backend is a module with one interface:
 - ``fprop(problem, input, weight, bias, residual, relu) -> output``,
   ``dgrad(problem, grad_output, weight) -> grad_input``,
   ``wgrad(problem, grad_output, input, memory_format) -> grad_weight``;
+- ``LIBRARY``, but for ATen: whether what it runs on is there, and loaded;
 - ``isa() -> str``, but for ATen: the kind of hardware it runs on, for which measurements hold;
 - ``INTERPRETED``, where it has one: whether "auto" passes over it, because Python does its work.
 

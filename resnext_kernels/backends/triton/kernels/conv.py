@@ -96,7 +96,7 @@ def _rows_launch(
 ) -> Launch:
     per_program = cells_of_program(config.cells, cells.count)
     pixels, warps = config.pixels, config.warps
-    if per_program == 1 < config.cells:
+    if per_program == 1 < config.cells and pixels > _LONELY[0]:
         pixels, warps = _LONELY
     rows, columns = schedule.size
     cell_blocks = -(-cells.count // per_program)
