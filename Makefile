@@ -61,7 +61,7 @@ test: install $(VENV)/.peers $(VENV)/.triton ## run the tests, WORKERS files at 
 bench: install ## time the kernels on the layers of ResNeXt-50
 	$(PY) -m resnext_kernels bench $(ARGS)
 
-gpu: ## build, test and time the CUDA kernels on this machine's GPU, with $(PYTHON)'s own torch
+gpu: ## build, test and time the GPU kernels on this machine's GPU, with $(PYTHON)'s own torch
 	$(PYTHON) benchmarks/gpu/run.py $(OUT) $(ARGS)
 
 tuned: install ## measure anew what "auto" chooses by, and write it into the package

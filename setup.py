@@ -1,7 +1,8 @@
 """Builds the compiled libraries; what is static about the package stands in pyproject.toml.
 
 Both libraries use LibTorch's stable ABI and no Python C-API, so one wheel serves every Python and
-every torch from 2.11 on; they are loaded with torch.ops.load_library. Environment variables:
+every torch that pyproject.toml admits; they are loaded with torch.ops.load_library. Environment
+variables:
 
 RESNEXT_KERNELS_SKIP_CUDA_BUILD=1  build the CPU library alone
 FORCE_CUDA=1                       build the CUDA library beside a torch without CUDA too, and

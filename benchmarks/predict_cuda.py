@@ -5,7 +5,7 @@
 For each layer and direction the launches run in the simulator with the tiles and the blocks that
 the GPU would get. Their counts over the GPU's rates give one time for each thing that could limit
 them; the largest, and the start of each launch, is the prediction. The floor is the least traffic
-of the problem over the GPU's copy bandwidth. JSON files beside the measured results hold both.
+of the problem over the GPU's copy bandwidth. JSON files in `predictions/` hold both.
 Operands are bfloat16, or with --tf32 float32, for the groups that TF32 is for.
 """
 
@@ -51,7 +51,7 @@ class Card:
 
 
 HOPPER = cuda_sim.Gpu(132, 227 << 10, 228 << 10)
-# Copy bandwidth of the H100 as measured; the other rates are estimates until they are measured.
+# Estimates until they are measured.
 CARDS = {
     "H100": Card(HOPPER, 3.0e12, 5.5e12, 1.7e9, 0.6, 1.0),
     "H200": Card(HOPPER, 4.2e12, 5.5e12, 1.7e9, 0.6, 1.0),

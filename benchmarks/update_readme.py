@@ -18,7 +18,8 @@ RESULTS = CHECKOUT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: python benchmarks/update_readme.py -->", "<!-- end of results -->"
 NOTHING = "No results are committed yet: `python -m resnext_kernels bench` measures them."
 LEGEND = (
-    "In brackets: the lowest layer, and who was the fastest. "
+    "In brackets: the speed-up of a suite's worst layer; of whole models, which form of ours and "
+    "which peer was the fastest. Above 1 is faster. "
     "[Every figure, and plots](docs/results.md)."
 )
 HEAD = """<!-- written by python benchmarks/update_readme.py -->
@@ -67,7 +68,7 @@ def readme_block(devices: Devices) -> str:
         return NOTHING
     parts = []
     for results in devices.values():
-        parts.append(_machine(results[0]))
+        parts.append(_machine(results))
         parts += filter(None, (_short_table(results), _short_model_table(results)))
         parts += filter(None, (_cardinality(results), _calls(results)))
     return "\n\n".join([*parts, LEGEND])
@@ -77,20 +78,23 @@ def docs_page(devices: Devices) -> str:
     """Markdown for all devices: every suite, every model, and the plots of each."""
     parts = [HEAD.strip() if devices else f"{HEAD}\n{NOTHING}"]
     for device, results in devices.items():
-        parts += [f"## {device}", _machine(results[0])]
+        parts += [f"## {device}", _machine(results)]
         parts += filter(None, (_table(results), _model_table(results), _calls(results)))
         for suite in map(_suite, results):
             parts.append(f"### {suite}\n\n![{suite} on {device}](plots/{device}/{suite}.svg)")
     return "\n\n".join(parts) + "\n"
 
 
-def _machine(result: Result) -> str:
-    machine, peaks = result["machine"], result["peaks"]
+def _machine(results: Sequence[Result]) -> str:
+    """What was measured on, by which state of the package, and the peaks of the first run."""
+    first = results[0]
+    machine, peaks = first["machine"], first["peaks"]
     gflops = ", ".join(f"{value:.0f} GFLOP/s {dtype}" for dtype, value in peaks["gflops"].items())
-    how = "" if _on_gpu(result) else f" {machine['threads']} threads, {machine['kernel_isa']},"
+    how = "" if _on_gpu(first) else f" {machine['threads']} threads, {machine['kernel_isa']},"
+    commits = dict.fromkeys((result["commit"] or "unknown")[:7] for result in results)
     return (
-        f"{machine['processor']},{how} torch {result['torch']}; "
-        f"measured peaks: {gflops}, {peaks['gbps']:.0f} GB/s."
+        f"{machine['processor']},{how} torch {first['torch']}; commits {', '.join(commits)}; "
+        f"peaks in the run of {_suite(first)}: {gflops}, {peaks['gbps']:.0f} GB/s."
     )
 
 

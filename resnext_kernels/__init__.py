@@ -1,6 +1,7 @@
 """Grouped 2-D convolution, the heart of ResNeXt, as fast as the hardware allows."""
 
 from . import models
+from .calls import ModelError
 from .explanation import explain
 from .functional import grouped_conv2d
 from .fuse import FusionReport, optimize_for_inference
@@ -12,6 +13,7 @@ from .version import __version__
 __all__ = [
     "FusionReport",
     "GroupedConv2d",
+    "ModelError",
     "ProblemError",
     "SwapReport",
     "__version__",

@@ -130,9 +130,9 @@ def explain(
 
     Raises:
         ProblemError: as `grouped_conv2d` would, and for complex tensors, which are always ATen's.
-        ModelError: the model fails on the images.
-        TypeError: ``input`` is neither a tensor nor a module, or ``weight`` no tensor; or a model
-            comes with more than its images.
+        ModelError: the model fails on the images, or these are no tensor; a ValueError.
+        TypeError: ``input`` is neither a tensor nor a module, or beside a tensor ``weight`` is
+            none; or a model comes with more than its images.
     """
     if isinstance(input, nn.Module):
         if (stride, padding, dilation, groups) != (1, 0, 1, 1):

@@ -31,8 +31,8 @@ def grouped_conv2d(
     """Grouped 2-D convolution, a drop-in for `torch.nn.functional.conv2d`.
 
     Args:
-        input: ``(N, C, H, W)`` or ``(C, H, W)``; float32, bfloat16, float16, float64, and
-            complex through ATen, as are DTensors and their like. Any strides are right;
+        input: ``(N, C, H, W)`` or ``(C, H, W)``; float32, bfloat16, float16, float64 or complex.
+            Complex tensors, DTensors and their like always run on ATen. Any strides are right;
             channels_last is the fast path.
         weight: ``(K, C/groups, R, S)``, dtype and device of ``input``.
         bias: ``(K,)`` or None.

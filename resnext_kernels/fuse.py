@@ -29,13 +29,14 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
 
     Each `torch.nn.Conv2d` or `GroupedConv2d` takes up the batch normalisation, the residual sum and
     the ReLU that follow it. The grouped ones run this package's fused operator; on the CPU, the
-    dense ones run with weights that are laid out once, and anew after a change that autograd counts
-    (one through ``.data`` or NumPy it does not), but for weights in shared memory. Images are
-    computed in channels_last, in which outputs of 4 dimensions are returned too; parts that are not
-    looked into are given contiguous ones. Outputs equal those of ``model`` but for the rounding of
-    folded weights, in the containers that it returns: dicts, lists, tuples, plain dataclasses and
-    whatever is registered with ``torch.utils._pytree``, as the ``ModelOutput`` of other libraries
-    is. Everything else stays as it was: ``print(result.report)`` tells what, and why.
+    dense ones run with weights that are laid out once for an input shape and a number of threads,
+    and anew after a change that autograd counts (one through ``.data`` or NumPy it does not), but
+    for weights in shared memory. Images are computed in channels_last, in which outputs of 4
+    dimensions are returned too; parts that are not looked into are given contiguous ones. Outputs
+    equal those of ``model`` but for the rounding of folded weights, in the containers that it
+    returns: dicts, lists, tuples, plain dataclasses and whatever is registered with
+    ``torch.utils._pytree``, as the ``ModelOutput`` of other libraries is. Everything else stays as
+    it was: ``print(result.report)`` tells what, and why.
 
     The copy shares no tensor with ``model``. It keeps the names of parameters that are left; those
     of convolutions take no gradient. It can be compiled, exported, copied and saved, and moved to

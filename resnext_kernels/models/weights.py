@@ -82,6 +82,7 @@ def load_weights(
     Raises:
         ValueError: no such file or name, an unreadable file, or weights that do not fit the model.
             The message lists the keys; the model is left untouched.
+        OSError: the file may not be read.
         ConnectionError: the download failed, or is not the file it should be; the message says
             from where.
         ImportError: a .safetensors file without the safetensors package.
