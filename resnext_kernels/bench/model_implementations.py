@@ -39,6 +39,11 @@ class ModelImplementation:
     layout: Layout
     bind: Callable[[nn.Module, Tensor], Forward]
 
+    @property
+    def label(self) -> str:
+        """Its name: no other one has another layout under the same."""
+        return self.name
+
 
 def on_torch(model: nn.Module) -> nn.Module:
     """A copy of a model on torch's own convolution throughout."""

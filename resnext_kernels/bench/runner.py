@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from .. import machine, reference
 from ..problem import dtype_name
 from ..verification.numerics import relative_error, tolerance
+from . import measurement
 from .failures import kept, reason_of
 from .implementations import (
     DEFAULT_OURS,
@@ -77,23 +77,7 @@ class Result(TypedDict):
     records: list[Record]
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One implementation of one case: its relative error, and its times where parity held.
-
-    ``failure`` is what it raised in place of a result or of times.
-    """
-
-    case: Case
-    implementation: Implementation
-    error: float
-    timing: Timing | None
-    failure: str = ""
-
-    def __str__(self) -> str:
-        missing = "FAILED" if self.failure else "PARITY RED"
-        time = f"{self.timing.median:.3f} ms" if self.timing else missing
-        return f"{self.implementation.label} {time}"
+Measurement = measurement.Measurement[Case, Implementation]
 
 
 def run(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import models as family
 from ..problem import ConvProblem, dtype_name
 from ..verification.numerics import relative_error, tolerance
+from . import measurement
 from .failures import kept, reason_of
 from .model_implementations import (
     COMPILED,
@@ -58,23 +59,7 @@ class Case:
         return f"{self.model} {dtype_name(self.dtype)} batch {self.batch}"
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One implementation of one case: its relative error, and its times where parity held.
-
-    ``failure`` is what it raised in place of a result or of times.
-    """
-
-    case: Case
-    implementation: ModelImplementation
-    error: float
-    timing: Timing | None
-    failure: str = ""
-
-    def __str__(self) -> str:
-        missing = "FAILED" if self.failure else "PARITY RED"
-        time = f"{self.timing.median:.1f} ms" if self.timing else missing
-        return f"{self.implementation.name} {time}"
+Measurement = measurement.Measurement[Case, ModelImplementation]
 
 
 def steps(
