@@ -102,7 +102,7 @@ def served_archs(arch_list: str) -> list[str]:
     Entries are of the form "8.0", "9.0a" or "10.0+PTX", between semicolons, commas or spaces.
     Raises SystemExit for an entry of another form and where none is left.
     """
-    served = []
+    served, oldest = [], ".".join(map(str, OLDEST_GPU))
     for entry in re.split(r"[;,\s]+", arch_list.strip(";, \t\n")):
         match = CUDA_ARCH.fullmatch(entry)
         if match is None:
@@ -113,10 +113,10 @@ def served_archs(arch_list: str) -> list[str]:
         if (int(match["major"]), int(match["minor"])) >= OLDEST_GPU:
             served.append(entry)
         else:
-            say(f"not for compute capability {entry}: the kernels need 8.0 or later")
+            say(f"not for compute capability {entry}: the kernels need {oldest} or later")
     if not served:
         raise SystemExit(
-            f"{PACKAGE}: TORCH_CUDA_ARCH_LIST={arch_list!r}: expected one of 8.0 or later; "
+            f"{PACKAGE}: TORCH_CUDA_ARCH_LIST={arch_list!r}: expected one of {oldest} or later; "
             "RESNEXT_KERNELS_SKIP_CUDA_BUILD=1 builds the CPU library alone"
         )
     return served

@@ -56,7 +56,8 @@ def choose(problem: ConvProblem, direction: Direction, backend: str = AUTO) -> M
         return BACKENDS[backend]
     best, most = aten, -1.0
     for module in BACKENDS.values():
-        # The gain first: to ask Triton whether it serves a call imports it.
+        # A rival has to gain more before it is asked whether it serves, which imports Triton. The
+        # first one is asked at once: only where one serves is there a device to tell gains by.
         if best is not aten and gain(module, problem, direction) <= most:
             continue
         if not auto_reasons_against(module, problem, direction):

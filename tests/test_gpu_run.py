@@ -219,13 +219,6 @@ def test_named_stages_run_alone(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_gpu_that_is_too_old_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    with pytest.raises(SystemExit, match="gpu: compute capability 7.5, the kernels need 8.0 or"):
-        run.main([str(tmp_path / "new")])
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_says_so_at_once(tmp_path):
     # ARGS may come down from the `make test` around this.
@@ -249,7 +242,7 @@ def test_small_problems_are_held_to_what_torch_allows(monkeypatch, capsys):
     """TF32, which torch allows to convolutions by default, has a tolerance of its own."""
 
     def error_of(problem, direction):
-        tolerances = {torch.float32: 2**-9 if tf32.allowed() else 1e-5, torch.float16: 2e-3}
+        tolerances = {torch.float32: 1e-3 if tf32.allowed() else 1e-5, torch.float16: 2e-3}
         return 0.9 * tolerances.get(problem.dtype, 1e-2)
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # the default

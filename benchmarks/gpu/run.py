@@ -28,7 +28,6 @@ from random import SystemRandom
 from time import monotonic
 
 CHECKOUT = Path(__file__).parents[2]
-OLDEST = (8, 0)  # the compute capability whose instructions the kernels use
 MOST_SECONDS = 470.0  # of all stages together
 _GRACE = 15.0  # seconds in which an interrupted stage may write down what it has
 _LINES_SHOWN = 12  # of the log of a stage that did not pass
@@ -240,11 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(f"gpu: {sys.executable} has no torch; name another: PYTHON=...") from None
     if not torch.cuda.is_available():
         raise SystemExit(f"gpu: torch {torch.__version__} finds no CUDA device on this machine")
-    capability = torch.cuda.get_device_capability()
-    if capability < OLDEST:
-        has, oldest = (f"{major}.{minor}" for major, minor in (capability, OLDEST))
-        raise SystemExit(f"gpu: compute capability {has}, the kernels need {oldest} or later")
-    todo = stages(out, arch_of(capability), find_sanitizer())
+    todo = stages(out, arch_of(torch.cuda.get_device_capability()), find_sanitizer())
     if unknown := set(args.stages).difference(stage.name for stage in todo):
         known = ", ".join(stage.name for stage in todo)
         raise SystemExit(f"gpu: {', '.join(sorted(unknown))}: expected some of {known}")

@@ -34,5 +34,5 @@ class Measurement(Generic[AnyCase, AnyImplementation]):
 
     def __str__(self) -> str:
         missing = "FAILED" if self.failure else "PARITY RED"
-        time = f"{self.timing.median:.4g} ms" if self.timing else missing
+        time = f"{self.timing.median:.3f} ms" if self.timing else missing
         return f"{self.implementation.label} {time}"
