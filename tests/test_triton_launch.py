@@ -45,6 +45,7 @@ def test_a_kernel_is_looked_up_once_for_each_alignment():
     grid, arguments, options = kernel.compiled[0]
     assert grid == (7, 1, 1) and arguments[1:] == (None, 5, 16)
     assert (options["num_warps"], options["num_stages"]) == (2, 3)
+    assert options["sanitize_overflow"] is False, "TRITON_DEBUG would stop right calls"
     assert all(arguments[1:] == (None, 5, 16) for arguments in kernel.launched)
 
 
