@@ -38,7 +38,8 @@ inline bool winograd_serves(const Wgrad& w) {
   if (p.stride_h != p.stride_w || p.stride_h > 2) return false;
   if (std::min(p.in_width(), p.out_width()) < 16) return false;
   const int64_t tiles = (p.out_h + 1) / 2 * ((p.out_w + 1) / 2);
-  const int64_t points = p.stride_h == 1 ? Winograd<1>::kPoints : Winograd<2>::kPoints;
+  const int64_t points =
+      p.stride_h == 1 ? Winograd<Along<1>>::kPoints : Winograd<Along<2>>::kPoints;
   return tiles * p.batch >= 24 && 10 * points * tiles <= 8 * p.taps() * p.out_h * p.out_w;
 }
 

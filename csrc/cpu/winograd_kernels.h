@@ -1,26 +1,31 @@
 // The inner kernels of Winograd's way to compute 3x3 taps for one instruction set; included in its
 // namespace.
 //
-// A tile is 2x2 destination pixels; the source pixels that it reads are its patch. In each
-// dimension a patch d and taps g give the results A^T ((G g) * (B^T d)), a product at each *point*
-// (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016, 4.1). In two dimensions
-// that makes 16 products in place of 36 at stride 1, and 25 at stride 2.
+// A tile is 2x2 destination pixels, 4x4 in dgrad at stride 2; the source pixels that it reads are
+// its patch. In each dimension a patch d and taps g give the results A^T ((G g) * (B^T d)), a
+// product at each *point* (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks,
+// 2016, 4.1). In two dimensions that makes 16 products in place of 36 at stride 1, and 25 at
+// stride 2.
 //
-// A block's patches lie as [point][channel vector][tile][lane], its products as
+// A block's patches lie as [patch point][channel vector][tile][lane], its products as
 // [vector][point][tile][lane].
 #pragma once
 
 constexpr int kBlockWords = kTiles * kLanes;  // of one vector at one point
 
-// Two results of one dimension, STRIDE pixels apart.
+// One dimension, whose results are STRIDE source pixels apart. Points may have the patch's or the
+// taps' part in common.
 template <int STRIDE>
 struct Along;
 
 // F(2, 3): three taps on four pixels, by four products for six.
 template <>
 struct Along<1> {
-  static constexpr int kPoints = 4;  // pixels, too
-  static constexpr int kWeightOf[] = {0, 1, 2, 3};
+  static constexpr int kPixels = 4, kStep = 2;  // of a patch; from a tile's patch to the next
+  static constexpr int kPoints = 4, kPatches = 4, kResults = 2;
+  static constexpr int kPatchOf[] = {0, 1, 2, 3}, kWeightOf[] = {0, 1, 2, 3};
+
+  static int64_t first_pixel(const TapAxis& axis) { return axis.first_source(0); }
 
   static void patch(const Vec (&d)[4], Vec (&v)[4]) {
     v[0] = sub(d[0], d[2]);
@@ -46,9 +51,11 @@ struct Along<1> {
 // with the odd pixels.
 template <>
 struct Along<2> {
-  static constexpr int kPoints = 5;  // pixels, too
-  static constexpr int kWeightOf[] = {0, 1, 2, 3, 3};
+  static constexpr int kPixels = 5, kStep = 4;
+  static constexpr int kPoints = 5, kPatches = 5, kResults = 2;
+  static constexpr int kPatchOf[] = {0, 1, 2, 3, 4}, kWeightOf[] = {0, 1, 2, 3, 3};
 
+  static int64_t first_pixel(const TapAxis& axis) { return axis.first_source(0); }
   static void patch(const Vec (&d)[5], Vec (&v)[5]) {
     v[0] = sub(d[0], d[2]);
     v[1] = d[2];
@@ -68,24 +75,53 @@ struct Along<2> {
   }
 };
 
+// dgrad at stride 2, whose taps come turned: results in pairs of one that meets the middle tap
+// alone and one that meets the outer taps, which are F(2, 2) as above. For odd padding: with an
+// even one the pairs would be the other way round.
+struct Phased {
+  static constexpr int kPixels = 3, kStep = 2;
+  static constexpr int kPoints = 5, kPatches = 4, kResults = 4;
+  static constexpr int kPatchOf[] = {0, 1, 2, 3, 1}, kWeightOf[] = {0, 1, 2, 3, 3};
+
+  static int64_t first_pixel(const TapAxis& axis) { return axis.first_source(1); }
+  static void patch(const Vec (&d)[3], Vec (&v)[4]) {
+    v[0] = sub(d[0], d[1]);
+    v[1] = d[1];
+    v[2] = sub(d[2], d[1]);
+    v[3] = d[0];
+  }
+  static void taps(const Vec (&g)[3], Vec (&u)[4]) { Along<2>::taps(g, u); }
+  static void results(const Vec (&m)[5], Vec (&y)[4]) {
+    y[0] = m[3];
+    y[1] = add(m[0], m[1]);
+    y[2] = m[4];
+    y[3] = add(m[2], m[1]);
+  }
+};
+
 // Both dimensions.
-template <int STRIDE>
+template <class One>
 struct Winograd {
-  using One = Along<STRIDE>;
-  static constexpr int kSide = One::kPoints, kPoints = kSide * kSide;
-  static constexpr int kWeights = 16;            // some points have one in common
-  static constexpr int kStep = 2 * STRIDE;       // from a tile's patch to the next
+  static constexpr int kSide = One::kPixels;
+  static constexpr int kPoints = One::kPoints * One::kPoints;
+  static constexpr int kPatches = One::kPatches * One::kPatches;
+  static constexpr int kWeights = 16;
+  static constexpr int kStep = One::kStep;
   static constexpr int kShared = kSide - kStep;  // columns of a patch that the next one has, too
+  static constexpr int kResults = One::kResults;
+  static constexpr int kPixels = kResults * kResults;  // of a tile
+
+  static int64_t tiles(int64_t pixels) { return (pixels + kResults - 1) / kResults; }
 
   // The patch whose columns were transformed already; a point's result goes `step` words behind the
   // last one's.
-  [[gnu::always_inline]] static void patch(const Vec (&columns)[kSide][kSide], float* to,
+  [[gnu::always_inline]] static void patch(const Vec (&columns)[kSide][One::kPatches], float* to,
                                            int64_t step) {
-    for (int i = 0; i < kSide; ++i) {
-      Vec row[kSide], v[kSide];
+    for (int i = 0; i < One::kPatches; ++i) {
+      Vec row[kSide], v[One::kPatches];
       for (int j = 0; j < kSide; ++j) row[j] = columns[j][i];
       One::patch(row, v);
-      for (int j = 0; j < kSide; ++j, to += step) store(to, v[j]);
+      for (int j = 0; j < One::kPatches; ++j, to += step) store(to, v[j]);
     }
   }
 
@@ -95,19 +131,19 @@ struct Winograd {
   template <int N, class E>
   static void patch_row(const E* const* pixels, int64_t row, int64_t tiles, int64_t channel, int n,
                         float* to, int64_t step) {
-    const auto column = [=](int64_t j, Vec(&v)[kSide]) {
+    const auto column = [=](int64_t j, Vec(&v)[One::kPatches]) {
       Vec d[kSide];
       for (int i = 0; i < kSide; ++i)
         d[i] = load_elements(pixels[i * row + j] + channel, N ? N : n);
       One::patch(d, v);
     };
-    Vec v[kSide][kSide];
+    Vec v[kSide][One::kPatches];
     for (int j = 0; j < kShared; ++j) column(j, v[j]);
     for (int64_t x = 0; x < tiles; ++x, to += kLanes) {
       for (int j = kShared; j < kSide; ++j) column(kStep * x + j, v[j]);
       patch(v, to, step);
       for (int j = 0; j < kShared; ++j)
-        for (int i = 0; i < kSide; ++i) v[j][i] = v[kStep + j][i];
+        for (int i = 0; i < One::kPatches; ++i) v[j][i] = v[kStep + j][i];
     }
   }
 
@@ -122,31 +158,27 @@ struct Winograd {
     for (int i = 0; i < 4; ++i)
       for (int j = 0; j < 4; ++j, to += step) store(to, u[j][i]);
   }
-  static constexpr std::array<int, kPoints> weight_of() {
-    std::array<int, kPoints> of = {};
-    for (int p = 0; p < kPoints; ++p)
-      of[p] = One::kWeightOf[p / kSide] * 4 + One::kWeightOf[p % kSide];
-    return of;
+  static constexpr std::array<int, kPoints> both(const int (&of)[One::kPoints], int each) {
+    std::array<int, kPoints> all = {};
+    for (int p = 0; p < kPoints; ++p) all[p] = of[p / One::kPoints] * each + of[p % One::kPoints];
+    return all;
   }
-  static constexpr std::array<int, kPoints> kWeightOf = weight_of();
+  static constexpr std::array<int, kPoints> kPatchOf = both(One::kPatchOf, One::kPatches);
+  static constexpr std::array<int, kPoints> kWeightOf = both(One::kWeightOf, 4);
 
-  // The four pixels of the tile whose products lie `step` words apart.
-  [[gnu::always_inline]] static void results(const float* m, int64_t step, Vec (&y)[4]) {
-    Vec upper[kSide], lower[kSide];
-    for (int j = 0; j < kSide; ++j) {
-      Vec column[kSide], pair[2];
-      for (int i = 0; i < kSide; ++i) column[i] = load(m + (i * kSide + j) * step);
-      One::results(column, pair);
-      upper[j] = pair[0];
-      lower[j] = pair[1];
+  // The pixels of the tile whose products lie `step` words apart.
+  [[gnu::always_inline]] static void results(const float* m, int64_t step, Vec (&y)[kPixels]) {
+    Vec rows[kResults][One::kPoints], some[kResults];
+    for (int j = 0; j < One::kPoints; ++j) {
+      Vec column[One::kPoints];
+      for (int i = 0; i < One::kPoints; ++i) column[i] = load(m + (i * One::kPoints + j) * step);
+      One::results(column, some);
+      for (int i = 0; i < kResults; ++i) rows[i][j] = some[i];
     }
-    Vec pair[2];
-    One::results(upper, pair);
-    y[0] = pair[0];
-    y[1] = pair[1];
-    One::results(lower, pair);
-    y[2] = pair[0];
-    y[3] = pair[1];
+    for (int i = 0; i < kResults; ++i) {
+      One::results(rows[i], some);
+      for (int j = 0; j < kResults; ++j) y[i * kResults + j] = some[j];
+    }
   }
 };
 
@@ -156,10 +188,10 @@ struct Products {
   const float* weights;  // [vector][weight][source channel][lane]
   float* to;
   int points;
-  const int* weight_of;  // of each point
-  int64_t channels;      // source channels of a group
-  int64_t point_words;   // from a point's patches to the next one's
-  int64_t weight_step;   // from a vector's weights to the next one's
+  const int *patch_of, *weight_of;  // of each point
+  int64_t channels;                 // source channels of a group
+  int64_t point_words;              // from a point's patches to the next one's
+  int64_t weight_step;              // from a vector's weights to the next one's
 };
 
 // A source channel of a group at a time is broadcast to VECS vectors of destination channels.
@@ -171,7 +203,7 @@ void multiply_broadcast(const Products& b, F between) {
     Vec acc[TILES * VECS];
 #pragma GCC unroll 32
     for (Vec& sum : acc) sum = zero();
-    const float* from = b.patches + p * b.point_words;
+    const float* from = b.patches + b.patch_of[p] * b.point_words;
     const float* w = b.weights + b.weight_of[p] * channels * kLanes;
     for (int64_t left = channels; left > 0; left -= kLanes, from += kBlockWords) {
       const float *x = from, *end = from + std::min<int64_t>(left, kLanes);
@@ -237,7 +269,7 @@ template <class F>
     Vec w[8];
     for (int c = 0; c < 8; ++c) w[c] = load(weights + c * kLanes);
     between();
-    const float* x = b.patches + p * b.point_words;
+    const float* x = b.patches + b.patch_of[p] * b.point_words;
     float* to = b.to + p * kBlockWords;
     int t = 0;
     for (; t + kTogether <= tiles; t += kTogether)

@@ -9,11 +9,12 @@ inline int64_t winograd_weight_words() {
   return std::clamp(second_level_cache() / 8, kFewest, kMost);
 }
 
-template <class S, int STRIDE>
+template <class S, class One>
 class WinogradRunner {
   using E = typename S::E;
-  using W = Winograd<STRIDE>;
+  using W = Winograd<One>;
   static constexpr int kVecs = S::kIsLane ? 1 : 2;
+  static constexpr int64_t kResults = W::kResults;
 
  public:
   // A task is a block of tiles of one image, for one chunk of units.
@@ -33,7 +34,7 @@ class WinogradRunner {
     p.stream = kLineVectors == 1 && streams<S>(c, p);
     p.tasks = p.chunks * blocks;
     p.scratch_words = p.chunk_units * p.unit_weights + r.tap_weights_ +
-                      W::kPoints * r.point_words_ + W::kPoints * kVecs * kBlockWords +
+                      W::kPatches * r.point_words_ + W::kPoints * kVecs * kBlockWords +
                       round_up(p.chunk_units * r.channels_ + kLanes, 16);
     return p;
   }
@@ -55,7 +56,7 @@ class WinogradRunner {
 
   explicit WinogradRunner(const TapConv& c)
       : c_(c),
-        blocks_((c.dst_rows + 1) / 2, (c.dst_cols + 1) / 2, most_tiles(c), !S::kIsLane),
+        blocks_(W::tiles(c.dst_rows), W::tiles(c.dst_cols), most_tiles(c), !S::kIsLane),
         channels_(S::unit_channels(c)),
         point_words_((channels_ + kLanes - 1) / kLanes * kBlockWords),
         tap_weights_(9 * S::tap_words(c) * kLanes),
@@ -64,7 +65,7 @@ class WinogradRunner {
   // Where few products are made of many points, these have to stay in the first-level cache.
   static int64_t most_tiles(const TapConv& c) {
     if (S::dst_vectors(c) > 1) return kTilesOfTwo;
-    return S::kIsLane && STRIDE == 2 ? kTiles / 2 : kTiles;
+    return S::kIsLane && W::kPoints > 16 ? kTiles / 2 : kTiles;
   }
 
   void lay_out(const TapPlan& p, float* scratch) {
@@ -72,7 +73,7 @@ class WinogradRunner {
     weights_ = scratch;
     taps_ = weights_ + p.chunk_units * p.unit_weights;
     patches_ = taps_ + tap_weights_;
-    products_ = patches_ + W::kPoints * point_words_;
+    products_ = patches_ + W::kPatches * point_words_;
     // Pixels are asked for while the units before compute: those that share cache lines at once.
     // Units of lane kernels take no time: all of them a block before.
     const int64_t units_of_a_line = kLineBytes / static_cast<int64_t>(channels_ * sizeof(E));
@@ -131,10 +132,10 @@ class WinogradRunner {
     return ((b.n * c_.dst_rows + row) * c_.dst_cols + col) * c_.dst_channels();
   }
   int64_t source_row(int64_t tile_row) const {
-    return W::kStep * tile_row + c_.vertical.first_source(0);
+    return W::kStep * tile_row + One::first_pixel(c_.vertical);
   }
   int64_t source_col(int64_t tile_col) const {
-    return W::kStep * tile_col + c_.horizontal.first_source(0);
+    return W::kStep * tile_col + One::first_pixel(c_.horizontal);
   }
 
   void list_pixels(const Block& b) {
@@ -145,7 +146,7 @@ class WinogradRunner {
       source_at = list_sources(b, segments_[i], source_at);
       result_at = list_results(b, segments_[i], result_at);
     }
-    tiles_here_ = (result_at - results_) / 4;
+    tiles_here_ = (result_at - results_) / W::kPixels;
   }
 
   // Zeros stand for what lies beside the source.
@@ -161,8 +162,8 @@ class WinogradRunner {
   // Those beside the destination are at -1.
   int64_t* list_results(const Block& b, const TileSegment& s, int64_t* at) const {
     for (int64_t x = s.col; x < s.col + s.tiles; ++x)
-      for (int i = 0; i < 4; ++i) {
-        const int64_t row = 2 * s.row + i / 2, col = 2 * x + i % 2;
+      for (int i = 0; i < W::kPixels; ++i) {
+        const int64_t row = kResults * s.row + i / kResults, col = kResults * x + i % kResults;
         *at++ = row < c_.dst_rows && col < c_.dst_cols ? result(b, row, col) : -1;
       }
     return at;
@@ -182,11 +183,11 @@ class WinogradRunner {
                          b.rows > 0 && cols > 0 ? rows : 0, cols, units * channels_, parts);
     if (plan_->stream) return;
     const PixelStrides dense = {0, c_.dst_cols * c_.dst_channels(), c_.dst_channels()};
-    const E* to = static_cast<const E*>(c_.dst) + result(b, 2 * b.row, 2 * b.col) +
+    const E* to = static_cast<const E*>(c_.dst) + result(b, kResults * b.row, kResults * b.col) +
                   (b.chunk * plan_->chunk_units + u) * S::unit_dst(c_);
-    results_ahead_.start(to, dense, std::min(2 * b.rows, c_.dst_rows - 2 * b.row),
-                         std::min(2 * b.cols, c_.dst_cols - 2 * b.col), units * S::unit_dst(c_),
-                         parts);
+    results_ahead_.start(to, dense, std::min(kResults * b.rows, c_.dst_rows - kResults * b.row),
+                         std::min(kResults * b.cols, c_.dst_cols - kResults * b.col),
+                         units * S::unit_dst(c_), parts);
   }
 
   void ask_ahead() {
@@ -225,6 +226,7 @@ class WinogradRunner {
                                .weights = weights,
                                .to = products_,
                                .points = W::kPoints,
+                               .patch_of = W::kPatchOf.data(),
                                .weight_of = W::kWeightOf.data(),
                                .channels = S::tap_words(c_),
                                .point_words = point_words_,
@@ -258,16 +260,16 @@ class WinogradRunner {
     const bool stream = plan_->stream;
     Vec check = check_;
     for (int t = 0; t < tiles; ++t, products += kLanes) {
-      Vec y[4];
+      Vec y[W::kPixels];
       W::results(products, kBlockWords, y);
-      for (int i = 0; i < 4; ++i) {
-        const int64_t at = results_[4 * t + i] + channel;
+      for (int i = 0; i < W::kPixels; ++i) {
+        const int64_t at = results_[W::kPixels * t + i] + channel;
         if (at < channel) continue;
         check = check_finite<F32>(check, y[i]);
         E* to = dst + at;
         const Vec result = PLAIN ? y[i] : epilogue(y[i], at);
         if (stream) {
-          lines_.put(to, channel, 4 * t + i, result);
+          lines_.put(to, channel, W::kPixels * t + i, result);
         } else {
           store_elements(to, result, PLAIN ? kLanes : n);
         }
@@ -285,12 +287,12 @@ class WinogradRunner {
   float *weights_ = nullptr, *taps_ = nullptr, *patches_ = nullptr, *products_ = nullptr;
   E* zeros_ = nullptr;
   LookAhead sources_ahead_, results_ahead_;
-  LineStream<4 * kTiles> lines_;
+  LineStream<W::kPixels * kTiles> lines_;
   Vec check_ = zero();
   int64_t chunk_ = -1, first_ = 0, units_ = 0;
   int64_t segments_here_ = 0, tiles_here_ = 0;  // of the block
   TileSegment segments_[kTiles];
   // As many as all tiles apart would have.
   const E* sources_[W::kSide * W::kSide * kTiles];
-  int64_t results_[4 * kTiles];
+  int64_t results_[W::kPixels * kTiles];
 };

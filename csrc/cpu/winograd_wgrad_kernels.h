@@ -54,7 +54,7 @@ struct AlongTaps<2> {
 // Both dimensions.
 template <int STRIDE>
 struct WinogradTaps {
-  using W = Winograd<STRIDE>;
+  using W = Winograd<Along<STRIDE>>;
   using One = AlongTaps<STRIDE>;
   static constexpr int kGrads = One::kGrads * One::kGrads;
 

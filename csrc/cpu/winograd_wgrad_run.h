@@ -6,7 +6,7 @@
 template <class S, int STRIDE>
 class WinogradWgradRunner {
   using E = typename S::Element;
-  using W = Winograd<STRIDE>;
+  using W = Winograd<Along<STRIDE>>;
   using Taps = WinogradTaps<STRIDE>;
 
  public:
