@@ -3,32 +3,14 @@
 #if defined(__x86_64__)
 #define RNK_BF16_DOT 1
 #define RNK_VECTOR_OPERAND(v) "+v"(v)
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")
+RNK_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")
 namespace rnk::cpu::avx512_bf16 {
 namespace {
 #include "simd_avx512.h"
-#include "tap_kernels.h"
-#include "finite.h"
-#include "strategy.h"
-#include "pack.h"
-#include "look_ahead.h"
-#include "tap_output.h"
-#include "tap_run.h"
-#include "winograd_blocks.h"
-#include "winograd_kernels.h"
-#include "winograd_run.h"
-#include "tap_select.h"
-#include "wgrad_rows.h"
-#include "wgrad_kernels.h"
-#include "wgrad_run.h"
-#include "depthwise_wgrad_run.h"
-#include "winograd_wgrad_kernels.h"
-#include "winograd_wgrad_run.h"
-#include "wgrad_select.h"
-#include "peak.h"
+#include "isa_kernels.h"
 }  // namespace
 
-const Kernels table = {"avx512_bf16", plan_taps,    run_taps, plan_wgrad,
-                       run_wgrad,     reduce_wgrad, run_peak};
+const Kernels table = kernels_named("avx512_bf16");
 }  // namespace rnk::cpu::avx512_bf16
+RNK_TARGET_END
 #endif

@@ -15,3 +15,15 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+// Between these, functions are compiled for the features that `features` names; by GCC to the end
+// of the file, where it instantiates templates.
+#define RNK_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define RNK_TARGET_BEGIN(features) \
+  RNK_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define RNK_TARGET_END RNK_PRAGMA(clang attribute pop)
+#else
+#define RNK_TARGET_BEGIN(features) RNK_PRAGMA(GCC target(features))
+#define RNK_TARGET_END
+#endif
