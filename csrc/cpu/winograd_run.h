@@ -23,9 +23,10 @@ class WinogradRunner {
     TapPlan p;
     p.units = S::units(c);
     p.unit_weights = S::dst_vectors(c) * r.vector_weights_;
-    // A thread transforms weights for itself: blocks of the same units belong to few threads.
+    // A thread transforms weights for itself: blocks of the same units belong to few threads. Those
+    // of lane kernels take less time than what threads lose that write to the same pixels.
     const int64_t blocks = c.batch * r.blocks_.count();
-    const int64_t shared = p.units * blocks / (4 * threads);
+    const int64_t shared = p.units * blocks / ((S::kIsLane ? 1 : 4) * threads);
     const Chunks chunks(p.units, std::min(winograd_weight_words() / p.unit_weights, shared),
                         threads);
     p.chunk_units = chunks.units;
