@@ -223,9 +223,10 @@ def test_threads_with_pixels_of_their_own(direction, dtype):
 @pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("width", [1, 4, 8, 16])
-def test_cpu_wgrad_of_many_equal_pixels(width, kernel):
+@pytest.mark.parametrize("size", [(112, 112), (1, 100_000)], ids=str)
+def test_cpu_wgrad_of_many_equal_pixels(width, kernel, size):
     """In one sum of all of them each rounds the same way."""
-    case = problem(width, batch=4, size=(112, 112), kernel=(kernel, kernel))
+    case = problem(width, batch=4, size=size, kernel=(kernel, kernel))
     shapes = operand_shapes(case, "wgrad")
     grad, input = torch.full(shapes[0], 0.7), torch.full(shapes[1], 0.3)
     out = run(case, "wgrad", "cpu", grad, input)

@@ -203,13 +203,14 @@ class DepthwiseWgradRunner {
         int64_t s = 0;
         const auto run = [&]<int RUN>() {
           constexpr int kVectors = std::min(UNITS, 2);
-          for (; s + RUN <= p_.kernel_w; s += RUN) {
-            turn_to(inside_.begin, inside_.end, s);
-            for (int u = 0; u < UNITS; u += kVectors)
-              depthwise_wgrad_kernel<RUN, kVectors>(pixels, channel + u * kLanes, lanes,
-                                                    to + u * plan_.unit_weights + s * kLanes,
-                                                    plan_.unit_weights);
-          }
+          for (; s + RUN <= p_.kernel_w; s += RUN)
+            for (int64_t at = inside_.begin; at < inside_.end; at += kMostSummands) {
+              turn_to(at, std::min(at + kMostSummands, inside_.end), s);
+              for (int u = 0; u < UNITS; u += kVectors)
+                depthwise_wgrad_kernel<RUN, kVectors>(pixels, channel + u * kLanes, lanes,
+                                                      to + u * plan_.unit_weights + s * kLanes,
+                                                      plan_.unit_weights);
+            }
         };
         run.template operator()<7>();
         run.template operator()<5>();

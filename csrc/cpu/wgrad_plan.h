@@ -17,6 +17,9 @@ struct Wgrad {
   bool taps_inside = true;      // contiguous: the taps of a channel side by side; or channels_last
 };
 
+// Of one float32 sum over the pixels of a row: one of many more would lose too much to rounding.
+constexpr int64_t kMostSummands = 512;
+
 // The columns of grad_output for which a tap reads a pixel.
 struct Columns {
   int64_t begin, end;

@@ -244,16 +244,22 @@ class WgradRunner {
     }
   }
 
-  // Columns from `begin` on.
+  // Columns from `begin` on. The last taps of a run are done with them a few steps after the first.
   template <int RUN>
   void sum_run(const PixelRows& pixels, int64_t begin, int64_t u, int64_t vertical,
                const TapRun& run, float* sums) const {
     float* to[RUN];
     for (int r = 0; r < RUN; ++r)
       to[r] = sums + (vertical * p_.kernel_w + run.tap[r]) * p_.in_width() * kLanes;
-    const int64_t column = u * plan_.tile_cols + begin;
-    S::template run<RUN>(p_, plan_, pixels, tile_ + column * plan_.col_words + run.source,
-                         grads_ + u * grad_unit_words_ + begin * plan_.grad_col_words, to);
+    const float* input = tile_ + (u * plan_.tile_cols + begin) * plan_.col_words + run.source;
+    const float* grad = grads_ + u * grad_unit_words_ + begin * plan_.grad_col_words;
+    const int64_t steps = pixels.columns + RUN - 1;
+    for (int64_t at = 0; at < steps; at += kMostSummands) {
+      const int64_t here = std::min(kMostSummands, steps - at);
+      const PixelRows piece{pixels.rows, here - (RUN - 1), pixels.input, pixels.grad};
+      S::template run<RUN>(p_, plan_, piece, input + at * plan_.col_words,
+                           grad + at * plan_.grad_col_words, to);
+    }
   }
 
   const Wgrad& w_;
