@@ -48,6 +48,7 @@ class FusedConv2d(nn.Conv2d):
             window is not None
             and _is_plain_inference(self, input, residual)
             and _takes_packed_weight(input, self.weight)
+            and min(_output_size(self, input, window)) > 0
             and (residual is None or _is_like_output(self, residual, input, window))
         ):
             return self._run_packed(input, residual, window)
@@ -195,10 +196,13 @@ def _is_like_output(conv: nn.Conv2d, residual: Tensor, input: Tensor, window: Co
     kind, dtype = input.device.type, input.dtype
     if ops.is_autocast(kind):
         dtype = torch.get_autocast_dtype(kind)
-    sides = zip(input.shape[2:], conv.kernel_size, *window[:3], strict=True)
-    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides]
-    shape = (input.shape[0], conv.out_channels, *size)
+    shape = (input.shape[0], conv.out_channels, *_output_size(conv, input, window))
     return residual.dtype == dtype and residual.shape == shape
+
+
+def _output_size(conv: nn.Conv2d, input: Tensor, window: Convolution) -> list[int]:
+    sides = zip(input.shape[2:], conv.kernel_size, *window[:3], strict=True)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides]
 
 
 def _is_plain_inference(conv: nn.Conv2d, input: Tensor, residual: Tensor | None) -> bool:

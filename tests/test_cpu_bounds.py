@@ -11,6 +11,7 @@ import pytest
 import torch
 from problems import truth
 
+import resnext_kernels
 import resnext_kernels.backends.cpu as cpu
 from resnext_kernels.problem import ConvProblem
 
@@ -93,7 +94,24 @@ def test_a_result_larger_than_the_caches(
     assert ((result - expected).norm() / expected.norm()).item() < 1e-5
 
 
+@pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message)
+def test_rows_that_no_memory_holds_go_elsewhere() -> None:
+    operands = torch.ones(1, 60_000, 1, 1), torch.ones(1, 60_000, 3, 3)
+    problem = ConvProblem.of(*operands, (1, 1), (256, 256), (256, 256), 1)
+    (reason,) = cpu.not_supported_reasons(problem)
+    assert reason.endswith(
+        "in the rows of a group that the taps reach at once, serves up to 67108864"
+    )
+    result = resnext_kernels.grouped_conv2d(*operands, None, 1, 256, 256)
+    assert torch.equal(result, torch.full((1, 1, 1, 1), 60_000.0))
+
+
 BAD_OPERANDS = {
+    "weight is empty": {"weight": torch.ones(4, 5, 0, 3)},
+    "expected images with pixels that the kernel fits in": {
+        "input": torch.ones(1, 10, 2, 7),
+        "padding": [0, 0],
+    },
     "weight in channels_last has 5 channels, expected an even number": {
         "weight": torch.ones(4, 5, 3, 3).contiguous(memory_format=torch.channels_last)
     },

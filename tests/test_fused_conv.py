@@ -135,8 +135,14 @@ def test_weights_of_inference_mode_follow_changes():
 @torch.no_grad()
 @pytest.mark.parametrize(
     "wrong",
-    [torch.randn(2, 8, 9, 9).bfloat16(), torch.randn(2, 6, 9, 9), torch.randn(2, 8, 2, 2), None],
-    ids=["dtype", "channels", "size", "none"],
+    [
+        torch.randn(2, 8, 9, 9).bfloat16(),
+        torch.randn(2, 6, 9, 9),
+        torch.randn(2, 8, 2, 2),
+        torch.randn(2, 8, 9, 1),
+        None,
+    ],
+    ids=["dtype", "channels", "size", "width", "none"],
 )
 @pytest.mark.parametrize("groups", [1, 2])
 def test_bad_input_is_refused_as_by_torch(wrong, groups):

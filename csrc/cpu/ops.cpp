@@ -83,6 +83,7 @@ ConvProblem problem_of(const Tensor& weight, int64_t batch, int64_t in_h, int64_
   check_pair(dilation, 1, "dilation");
   STD_TORCH_CHECK(weight.dim() == 4 && groups > 0 && weight.size(0) % groups == 0,
                   "resnext_kernels_cpu: weight expected 4 dimensions, the first in whole groups");
+  STD_TORCH_CHECK(weight.numel() > 0, "resnext_kernels_cpu: weight is empty");
   ConvProblem p;
   p.batch = batch;
   p.in_channels = weight.size(1) * groups;
@@ -100,6 +101,10 @@ ConvProblem problem_of(const Tensor& weight, int64_t batch, int64_t in_h, int64_
   p.groups = groups;
   p.out_h = (in_h + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
   p.out_w = (in_w + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
+  const bool fits = in_h + 2 * p.pad_h > p.dilation_h * (p.kernel_h - 1) &&
+                    in_w + 2 * p.pad_w > p.dilation_w * (p.kernel_w - 1);
+  STD_TORCH_CHECK(batch > 0 && in_h > 0 && in_w > 0 && fits,
+                  "resnext_kernels_cpu: expected images with pixels that the kernel fits in");
   return p;
 }
 

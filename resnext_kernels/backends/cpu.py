@@ -19,9 +19,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
 # Each thread keeps the packed weights of a group: 4 MiB, more where its channels fill no vectors.
 _MOST_WEIGHTS = 1 << 20
+_LEAST_WIDTH = 16  # of AVX-512's vectors, which narrow groups share
 # Of stride, padding and dilation: a thread keeps the rows from a kernel's first tap to its last,
 # padded, be they in the image or not.
 _MOST_STEP = 1 << 8
+# Of them for a group: 256 MiB a thread.
+_MOST_ROW_WORDS = 1 << 26
 
 
 def not_supported_reasons(problem: ConvProblem) -> list[str]:
@@ -33,7 +36,20 @@ def not_supported_reasons(problem: ConvProblem) -> list[str]:
     weights = problem.in_width * problem.out_width * math.prod(problem.kernel)
     if weights > _MOST_WEIGHTS:
         reasons.append(f"{weights} weights in a group, serves up to {_MOST_WEIGHTS}")
+    words = _row_words(problem)
+    if words > _MOST_ROW_WORDS:
+        reasons.append(
+            f"{words} values in the rows of a group that the taps reach at once, serves up to "
+            f"{_MOST_ROW_WORDS}"
+        )
     return reasons
+
+
+def _row_words(problem: ConvProblem) -> int:
+    """The padded pixels' channels that a group's sums for one row of the output read."""
+    rows, cols = (d * (k - 1) + 1 for k, d in zip(problem.kernel, problem.dilation, strict=True))
+    cols += max(problem.out_size[1] - 1, 0) * problem.stride[1]
+    return rows * cols * max(problem.in_width, problem.out_width, _LEAST_WIDTH)
 
 
 def isa() -> str:
@@ -88,7 +104,9 @@ def wgrad(
     problem: ConvProblem, grad_output: Tensor, input: Tensor, memory_format: torch.memory_format
 ) -> Tensor:
     """Return the gradient by the weight, shape ``problem.weight_shape``, in ``memory_format``."""
-    out = torch.empty(problem.weight_shape, dtype=problem.dtype, memory_format=memory_format)
+    out = torch.empty(
+        problem.weight_shape, dtype=problem.dtype, device="cpu", memory_format=memory_format
+    )
     torch.ops.resnext_kernels_cpu.wgrad(
         _pixels(grad_output), _pixels(input), out, *problem.convolution
     )
@@ -110,4 +128,4 @@ def _filters(weight: Tensor) -> Tensor:
 
 
 def _empty(shape: tuple[int, ...], problem: ConvProblem) -> Tensor:
-    return torch.empty(shape, dtype=problem.dtype, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=problem.dtype, device="cpu", memory_format=torch.channels_last)
