@@ -1,5 +1,5 @@
 // The private operators that resnext_kernels/backends/cpu.py calls. Arguments were validated
-// there; what is checked again here is what would otherwise read or write out of bounds.
+// there; checked again is what would otherwise read or write out of bounds or divide by zero.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

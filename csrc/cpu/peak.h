@@ -32,12 +32,10 @@ constexpr int64_t round_flops() {
 }
 
 inline int64_t run_peak(Element element, int64_t rounds, float* sink) {
-#if RNK_BF16_DOT
   if (element == Element::bf16) {
-    *sink = peak_rounds<Bf16Dot>(rounds);
-    return rounds * round_flops<Bf16Dot>();
+    *sink = peak_rounds<Bf16Math>(rounds);
+    return rounds * round_flops<Bf16Math>();
   }
-#endif
   *sink = peak_rounds<F32>(rounds);
   return rounds * round_flops<F32>();
 }

@@ -145,33 +145,27 @@ struct BroadcastStrategy {
   }
 };
 
+template <class Math, class E, class F>
+auto with_width(int64_t width, F f) {
+  if (width == 2) return f.template operator()<LaneStrategy<Math, E, 2>>();
+  if constexpr (kLanes > 4)
+    if (width == 4) return f.template operator()<LaneStrategy<Math, E, 4>>();
+  if constexpr (kLanes > 8)
+    if (width == 8) return f.template operator()<LaneStrategy<Math, E, 8>>();
+  return f.template operator()<BroadcastStrategy<Math, E>>();
+}
+
 // Calls `f.template operator()<Strategy>()` with the strategy that serves `c`.
 template <class F>
 auto with_strategy(const TapConv& c, F f) {
   const int64_t width = c.src_width == c.dst_width ? c.src_width : 0;
   if (c.element == Element::f32) {
     if (width == 1) return f.template operator()<LaneStrategy<F32, float, 1>>();
-    if (width == 2) return f.template operator()<LaneStrategy<F32, float, 2>>();
-    if constexpr (kLanes > 4)
-      if (width == 4) return f.template operator()<LaneStrategy<F32, float, 4>>();
-    if constexpr (kLanes > 8)
-      if (width == 8) return f.template operator()<LaneStrategy<F32, float, 8>>();
-    return f.template operator()<BroadcastStrategy<F32, float>>();
+    return with_width<F32, float>(width, f);
   }
+  // Of one channel a group no dot product has two.
   if (width == 1) return f.template operator()<LaneStrategy<F32, uint16_t, 1>>();
-#if RNK_BF16_DOT
-  if (width == 2) return f.template operator()<LaneStrategy<Bf16Dot, uint16_t, 2>>();
-  if (width == 4) return f.template operator()<LaneStrategy<Bf16Dot, uint16_t, 4>>();
-  if (width == 8) return f.template operator()<LaneStrategy<Bf16Dot, uint16_t, 8>>();
-  return f.template operator()<BroadcastStrategy<Bf16Dot, uint16_t>>();
-#else
-  if (width == 2) return f.template operator()<LaneStrategy<F32, uint16_t, 2>>();
-  if constexpr (kLanes > 4)
-    if (width == 4) return f.template operator()<LaneStrategy<F32, uint16_t, 4>>();
-  if constexpr (kLanes > 8)
-    if (width == 8) return f.template operator()<LaneStrategy<F32, uint16_t, 8>>();
-  return f.template operator()<BroadcastStrategy<F32, uint16_t>>();
-#endif
+  return with_width<Bf16Math, uint16_t>(width, f);
 }
 
 inline void clear_words(float* to, int64_t count) {

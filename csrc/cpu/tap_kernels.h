@@ -25,6 +25,9 @@ struct Bf16Dot {
     return spread_pairs<WIDTH, STEP>(x);
   }
 };
+using Bf16Math = Bf16Dot;
+#else
+using Bf16Math = F32;
 #endif
 
 // Taps of one kernel row whose source columns are neighbours: what is loaded and shuffled for one
