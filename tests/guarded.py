@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 import mmap
 
 import torch
 from torch import Tensor
+
+import resnext_kernels.backends.cpu as cpu
+from resnext_kernels.problem import ConvProblem
 
 _PAGE = mmap.PAGESIZE
 _PROT_NONE = 0
@@ -30,11 +35,13 @@ def guarded(values: Tensor, at_end: bool) -> Tensor:
     return copy.copy_(values)
 
 
+def _empty(at_end: bool, shape: tuple[int, ...], problem: ConvProblem) -> Tensor:
+    zeros = torch.zeros(shape, dtype=problem.dtype)
+    return guarded(zeros.contiguous(memory_format=problem.memory_format), at_end)
+
+
 def run_guarded(seed: int) -> None:
     """Run all three directions of some awkward problems between guard pages; print "unharmed"."""
-    import resnext_kernels.backends.cpu as cpu
-    from resnext_kernels.problem import ConvProblem
-
     torch.manual_seed(seed)
     problems = (
         # batch, groups, in width, out width, kernel, stride, padding, image
@@ -53,21 +60,20 @@ def run_guarded(seed: int) -> None:
         (1, 3, 5, 4, 1, 1, 0, (5, 6)),
         (1, 2, 17, 33, 1, 2, 0, (4, 5)),
     )
-    for batch, groups, c, k, taps, stride, pad, (h, w) in problems:
-        for dtype in cpu.DTYPES:
-            for at_end in (True, False):
-                for layout in (torch.channels_last, torch.contiguous_format):
-                    input = torch.randn(batch, groups * c, h, w, dtype=dtype)
-                    input = guarded(input.contiguous(memory_format=torch.channels_last), at_end)
-                    weight = torch.randn(groups * k, c, taps, taps, dtype=dtype)
-                    weight = guarded(weight.contiguous(memory_format=layout), at_end)
-                    bias = guarded(torch.randn(groups * k, dtype=dtype), at_end)
-                    conv = (stride, stride), (pad, pad), (1, 1), groups
-                    problem = ConvProblem.of(input, weight, *conv)
-                    out = cpu.fprop(problem, input, weight, bias, None, True)
-                    grad = guarded(out, at_end)
-                    residual = guarded(out, at_end)
-                    cpu.fprop(problem, input, weight, bias, residual, True)
-                    cpu.dgrad(problem, grad, weight)
-                    cpu.wgrad(problem, grad, input, layout)
+    formats = torch.channels_last, torch.contiguous_format
+    for case, dtype, at_end in itertools.product(problems, cpu.DTYPES, (True, False)):
+        batch, groups, c, k, taps, stride, pad, size = case
+        cpu._empty = functools.partial(_empty, at_end)
+        for images, filters in itertools.product(formats, formats):
+            input = torch.randn(batch, groups * c, *size, dtype=dtype)
+            input = guarded(input.contiguous(memory_format=images), at_end)
+            weight = torch.randn(groups * k, c, taps, taps, dtype=dtype)
+            weight = guarded(weight.contiguous(memory_format=filters), at_end)
+            bias = guarded(torch.randn(groups * k, dtype=dtype), at_end)
+            conv = (stride, stride), (pad, pad), (1, 1), groups
+            problem = ConvProblem.of(input, weight, *conv)
+            out = cpu.fprop(problem, input, weight, bias, None, True)
+            cpu.fprop(problem, input, weight, bias, out, True)
+            cpu.dgrad(problem, out, weight)
+            cpu.wgrad(problem, out, input, filters)
     print("unharmed")

@@ -121,7 +121,7 @@ BAD_OPERANDS = {
     "bias is not one dense row": {"bias": torch.ones(3)},
     "bias is not of the dtype": {"bias": torch.ones(4).bfloat16()},
     "residual is not of the dtype": {"residual": torch.ones(1, 4, 6, 7).bfloat16()},
-    "residual is not dense": {"residual": torch.ones(1, 4, 6, 7)},
+    "residual is not dense": {"residual": torch.ones(1, 4, 6, 8)[..., 1:]},
     "source has the wrong shape": {"input": torch.ones(1, 2, 6, 7)},
     "destination has the wrong shape": {"output": torch.ones(1, 4, 6, 6)},
     "stride expected two values >= 1": {"stride": [0, 1]},

@@ -280,8 +280,8 @@ def test_each_instruction_set(isa):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     wanted = "isa_in_use"
     if isa != cpu.isa():  # on which all tests run anyway
-        wanted += " or cpu-cpu and (float32 or bfloat16) and core or cpu_borders"
-    command += ["-k", wanted]
+        wanted += " or cpu-cpu and (float32 or bfloat16) and core or cpu_borders or relayout"
+    command += [str(Path(__file__).with_name("test_relayout.py")), "-k", wanted]
     done = subprocess.run(
         command,
         env=os.environ | {"RESNEXT_KERNELS_CPU_ISA": isa},

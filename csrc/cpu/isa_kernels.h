@@ -19,8 +19,9 @@
 #include "winograd_wgrad_kernels.h"
 #include "winograd_wgrad_run.h"
 #include "wgrad_select.h"
+#include "relayout.h"
 #include "peak.h"
 
 constexpr Kernels kernels_named(const char* name) {
-  return {name, plan_taps, run_taps, plan_wgrad, run_wgrad, reduce_wgrad, run_peak};
+  return {name, plan_taps, run_taps, plan_wgrad, run_wgrad, reduce_wgrad, run_relayout, run_peak};
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "relayout_plan.h"
 #include "tap_conv.h"
 #include "wgrad_plan.h"
 
@@ -21,6 +22,8 @@ struct Kernels {
                     int64_t end);
   bool (*reduce_wgrad)(const Wgrad&, const WgradPlan&, const float* partial, int64_t begin,
                        int64_t end);
+
+  void (*run_relayout)(const Relayout&, int64_t begin, int64_t end);
 
   // Runs multiply-adds that never leave the registers; returns their FLOPs.
   int64_t (*run_peak)(Element, int64_t rounds, float* sink);

@@ -2,9 +2,6 @@
 // there; checked again is what would otherwise read or write out of bounds or divide by zero.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <atomic>
 #include <chrono>
@@ -13,67 +10,11 @@
 #include <vector>
 
 #include "kernels.h"
+#include "operands.h"
 #include "workspace.h"
 
 namespace rnk::cpu {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-
-Element element_of(const Tensor& t) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::BFloat16,
-                  "resnext_kernels_cpu: expected float32 or bfloat16");
-  return t.scalar_type() == ScalarType::Float ? Element::f32 : Element::bf16;
-}
-
-void check_like(const Tensor& t, Element element, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && element_of(t) == element, "resnext_kernels_cpu: ", name,
-                  " is not of the dtype and the device of the others");
-}
-
-PixelStrides pixel_strides(const Tensor& t) {
-  STD_TORCH_CHECK(t.dim() == 4 && (t.stride(1) == 1 || t.size(1) == 1),
-                  "resnext_kernels_cpu: expected a 4-d tensor with channel stride 1");
-  return {t.stride(0), t.stride(2), t.stride(3)};
-}
-
-void check_shape(const Tensor& t, const Ints& nchw, const char* name) {
-  for (int64_t i = 0; i < 4; ++i)
-    STD_TORCH_CHECK(t.size(i) == nchw[i], "resnext_kernels_cpu: ", name, " has the wrong shape");
-}
-
-void check_dense(const Tensor& t, const Ints& nchw, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 4, "resnext_kernels_cpu: ", name, " expected 4 dimensions");
-  check_shape(t, nchw, name);
-  const Ints dense = {nchw[1] * nchw[2] * nchw[3], 1, nchw[3] * nchw[1], nchw[1]};
-  for (int64_t i = 0; i < 4; ++i)
-    STD_TORCH_CHECK(t.stride(i) == dense[i] || nchw[i] <= 1, "resnext_kernels_cpu: ", name,
-                    " is not dense channels_last");
-}
-
-// Where the elements of a filter lie, in elements; dense in either of torch's layouts.
-struct FilterStrides {
-  int64_t out, in, tap;
-};
-
-FilterStrides filter_strides(const Tensor& weight) {
-  const int64_t in = weight.size(1), taps = weight.size(2) * weight.size(3);
-  if (weight.is_contiguous()) return {in * taps, taps, 1};
-  const Ints dense = {in * taps, 1, in * weight.size(3), in};
-  bool channels_last = true;
-  for (int64_t i = 0; i < 4; ++i)
-    channels_last = channels_last && (weight.stride(i) == dense[i] || weight.size(i) == 1);
-  STD_TORCH_CHECK(channels_last,
-                  "resnext_kernels_cpu: weight is neither contiguous nor channels_last");
-  return {in * taps, 1, in};
-}
-
-void check_pair(const Ints& pair, int64_t least, const char* name) {
-  STD_TORCH_CHECK(pair.size() == 2 && pair[0] >= least && pair[1] >= least,
-                  "resnext_kernels_cpu: ", name, " expected two values >= ", least);
-}
 
 ConvProblem problem_of(const Tensor& weight, int64_t batch, int64_t in_h, int64_t in_w,
                        const Ints& stride, const Ints& padding, const Ints& dilation,
@@ -147,11 +88,68 @@ void run(TapConv conv) {
   run(conv);
 }
 
+void run(const Relayout& r) {
+  constexpr int64_t kFewest = 4;  // tasks of a thread
+  torch::stable::parallel_for(0, r.tasks(), kFewest, [&](int64_t begin, int64_t end) {
+    kernels().run_relayout(r, begin, end);
+  });
+}
+
+// Runs `c` on a few images at a time, whose copies in channels_last then stay in the caches, for
+// operands in planes.
+void run_in_portions(const TapConv& c, const Tensor& src, const std::optional<Tensor>& residual,
+                     const Tensor& dst) {
+  constexpr int64_t kPortionBytes = 4 << 20, kLineWords = 16;
+  const int64_t element_bytes = c.element == Element::f32 ? 4 : 2;
+  const int64_t src_image = c.src_channels() * c.src_rows * c.src_cols;
+  const int64_t dst_image = c.dst_channels() * c.dst_rows * c.dst_cols;
+  const int64_t most =
+      std::clamp<int64_t>(kPortionBytes / element_bytes / (src_image + dst_image), 1, c.batch);
+  const auto words = [&](const Tensor& t, int64_t image) {
+    const int64_t lines = most * image * element_bytes / 4 / kLineWords + 1;
+    return is_in_planes(t) ? lines * kLineWords : 0;
+  };
+  const int64_t all =
+      words(src, src_image) + words(dst, dst_image) + (residual ? words(*residual, dst_image) : 0);
+  if (all == 0) return run(c);
+  thread_local Workspace kept;
+  Workspace passing;  // for one image that is larger than a portion
+  float* const src_copy = (4 * all <= 2 * kPortionBytes ? kept : passing).get(all);
+  float* const dst_copy = src_copy + words(src, src_image);
+  float* const residual_copy = dst_copy + words(dst, dst_image);
+
+  for (int64_t first = 0; first < c.batch; first += most) {
+    TapConv part = c;
+    part.batch = std::min(most, c.batch - first);
+    // The images as they lie, or their copy.
+    const auto read = [&](const Tensor& t, int64_t image_step, float* copy) -> const void* {
+      if (!is_in_planes(t))
+        return static_cast<const char*>(t.const_data_ptr()) + first * image_step * element_bytes;
+      Relayout r = from_planes(t).part(first, part.batch);
+      r.dst = copy;
+      run(r);
+      return copy;
+    };
+    part.src = read(src, c.src_strides.n, src_copy);
+    if (residual) part.residual = read(*residual, dst_image, residual_copy);
+    if (!is_in_planes(dst)) {
+      part.dst = static_cast<char*>(c.dst) + first * dst_image * element_bytes;
+      run(part);
+      continue;
+    }
+    part.dst = dst_copy;
+    run(part);
+    Relayout r = to_planes(dst).part(first, part.batch);
+    r.src = dst_copy;
+    run(r);
+  }
+}
+
 // fprop from input to output, or dgrad from grad_output to grad_input.
 TapConv tap_conv(const ConvProblem& p, const Tensor& src, const Tensor& weight, const Tensor& dst,
                  bool transposed) {
   check_shape(src, transposed ? output_shape(p) : input_shape(p), "source");
-  check_dense(dst, transposed ? input_shape(p) : output_shape(p), "destination");
+  check_images(dst, transposed ? input_shape(p) : output_shape(p), "destination");
   const FilterStrides filter = filter_strides(weight);
   // The kernels read such filters in pairs of input channels.
   STD_TORCH_CHECK(transposed || filter.tap == 1 || weight.size(1) % 2 == 0,
@@ -173,7 +171,7 @@ TapConv tap_conv(const ConvProblem& p, const Tensor& src, const Tensor& weight, 
   c.vertical = {p.kernel_h, p.stride_h, p.pad_h, p.dilation_h, transposed};
   c.horizontal = {p.kernel_w, p.stride_w, p.pad_w, p.dilation_w, transposed};
   c.src = src.const_data_ptr();
-  c.src_strides = pixel_strides(src);
+  c.src_strides = image_strides(src);
   c.dst = dst.mutable_data_ptr();
   c.weight = weight.const_data_ptr();
   c.weight_group = p.out_width() * filter.out;
@@ -191,7 +189,7 @@ void fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor
   TapConv c = tap_conv(p, input, weight, out, false);
   if (residual) {
     check_like(*residual, c.element, "residual");
-    check_dense(*residual, output_shape(p), "residual");
+    check_images(*residual, output_shape(p), "residual");
   }
   if (bias) {
     check_like(*bias, c.element, "bias");
@@ -201,14 +199,14 @@ void fprop(const Tensor& input, const Tensor& weight, const std::optional<Tensor
   c.bias = bias ? bias->const_data_ptr() : nullptr;
   c.residual = residual ? residual->const_data_ptr() : nullptr;
   c.relu = relu;
-  run(c);
+  run_in_portions(c, input, residual, out);
 }
 
 void dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& out, const Ints& stride,
            const Ints& padding, const Ints& dilation, int64_t groups) {
   const ConvProblem p =
       problem_of(weight, out.size(0), out.size(2), out.size(3), stride, padding, dilation, groups);
-  run(tap_conv(p, grad_output, weight, out, true));
+  run_in_portions(tap_conv(p, grad_output, weight, out, true), grad_output, std::nullopt, out);
 }
 
 // Returns whether all of grad_weight is finite.
@@ -253,6 +251,17 @@ void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, co
   run(w);
 }
 
+// Copies images in planes into channels_last.
+void to_channels_last(const Tensor& src, const Tensor& dst) {
+  STD_TORCH_CHECK(src.dim() == 4 && is_in_planes(src),
+                  "resnext_kernels_cpu: source is not in planes");
+  check_like(dst, element_of(src), "destination");
+  check_dense(dst, {src.size(0), src.size(1), src.size(2), src.size(3)}, "destination");
+  Relayout r = from_planes(src);
+  r.dst = dst.mutable_data_ptr();
+  run(r);
+}
+
 std::string isa() { return kernels().name; }
 
 // GFLOP/s of multiply-adds in registers, all threads: the ceiling of every kernel here.
@@ -286,6 +295,7 @@ STABLE_TORCH_LIBRARY(resnext_kernels_cpu, m) {
   m.def(
       "wgrad(Tensor grad_output, Tensor input, Tensor(a!) grad_weight, int[] stride, "
       "int[] padding, int[] dilation, int groups) -> ()");
+  m.def("to_channels_last(Tensor source, Tensor(a!) destination) -> ()");
   m.def("isa() -> str");
   m.def("peak_gflops(str dtype) -> float");
 }
@@ -294,6 +304,7 @@ STABLE_TORCH_LIBRARY_IMPL(resnext_kernels_cpu, CPU, m) {
   m.impl("fprop", TORCH_BOX(&rnk::cpu::fprop));
   m.impl("dgrad", TORCH_BOX(&rnk::cpu::dgrad));
   m.impl("wgrad", TORCH_BOX(&rnk::cpu::wgrad));
+  m.impl("to_channels_last", TORCH_BOX(&rnk::cpu::to_channels_last));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnext_kernels_cpu, CompositeExplicitAutograd, m) {

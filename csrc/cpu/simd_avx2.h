@@ -49,15 +49,10 @@ inline void stream(float* p, Vec v) { _mm256_stream_ps(p, v); }
 // Makes streamed lines visible to other threads before what follows.
 inline void stream_fence() { _mm_sfence(); }
 
-// Round to nearest even; NaN stays NaN.
-inline void store_elements(uint16_t* p, Vec v, int n) {
-  const __m256i bits = _mm256_castps_si256(v);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-  const Vec nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-  const Vec safe = _mm256_blendv_ps(_mm256_castsi256_ps(rounded),
-                                    _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), nan);
-  const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(safe), 16);
+// What `load_elements` made of elements, as these were.
+inline void store_loaded(float* p, Vec v, int n) { store_elements(p, v, n); }
+inline void store_loaded(uint16_t* p, Vec v, int n) {
+  const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(v), 16);
   const __m128i packed =
       _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
   if (n == kLanes) {
@@ -67,6 +62,17 @@ inline void store_elements(uint16_t* p, Vec v, int n) {
     _mm_store_si128(reinterpret_cast<__m128i*>(partial), packed);
     for (int i = 0; i < n; ++i) p[i] = partial[i];
   }
+}
+
+// Round to nearest even; NaN stays NaN.
+inline void store_elements(uint16_t* p, Vec v, int n) {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const Vec nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
+  const Vec safe = _mm256_blendv_ps(_mm256_castsi256_ps(rounded),
+                                    _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), nan);
+  store_loaded(p, safe, n);
 }
 
 // Lane i takes channel STEP of its own group of WIDTH lanes.

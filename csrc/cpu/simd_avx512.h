@@ -65,6 +65,16 @@ inline void store_elements(uint16_t* p, Vec v, int n) {
     _mm256_mask_storeu_epi16(p, first(n), to_bf16(v));
   }
 }
+// What `load_elements` made of elements, as these were.
+inline void store_loaded(float* p, Vec v, int n) { store_elements(p, v, n); }
+inline void store_loaded(uint16_t* p, Vec v, int n) {
+  const __m512i high = _mm512_srli_epi32(_mm512_castps_si512(v), 16);
+  if (n == kLanes) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(high));
+  } else {
+    _mm512_mask_cvtepi32_storeu_epi16(p, first(n), high);
+  }
+}
 
 // Lane i takes channel STEP of its own group of WIDTH lanes.
 template <int WIDTH, int STEP>

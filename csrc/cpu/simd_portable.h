@@ -45,6 +45,13 @@ inline Vec load_elements(const uint16_t* p, int n) {
 inline void store_elements(uint16_t* p, Vec v, int n) {
   for (int i = 0; i < n; ++i) p[i] = float_to_bf16(v[i]);
 }
+// What `load_elements` made of elements, as these were.
+inline void store_loaded(float* p, Vec v, int n) { store_elements(p, v, n); }
+inline void store_loaded(uint16_t* p, Vec v, int n) {
+  uint32_t bits[kLanes];
+  __builtin_memcpy(bits, &v, sizeof v);
+  for (int i = 0; i < n; ++i) p[i] = static_cast<uint16_t>(bits[i] >> 16);
+}
 
 constexpr bool kStreams = false;
 inline void stream(float* p, Vec v) { store(p, v); }

@@ -80,23 +80,24 @@ def fprop(
     relu: bool,
 ) -> Tensor:
     """Return ``relu?(conv(input, weight) + bias + residual)``, shape ``problem.output_shape``."""
-    out = _empty(problem.output_shape, problem)
-    if residual is not None:
-        residual = residual.contiguous(memory_format=torch.channels_last)
+    weight = _filters(weight)
     if bias is not None:
         bias = bias.contiguous()
+
+    out = _empty(problem.output_shape, problem)
+    if residual is not None and not residual.is_contiguous():
+        residual = residual.contiguous(memory_format=torch.channels_last)
     torch.ops.resnext_kernels_cpu.fprop(
-        _pixels(input), _filters(weight), bias, residual, out, *problem.convolution, relu
+        _images(input), weight, bias, residual, out, *problem.convolution, relu
     )
     return out
 
 
 def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient by the input, shape ``problem.input_shape``."""
+    weight = _filters(weight)
     out = _empty(problem.input_shape, problem)
-    torch.ops.resnext_kernels_cpu.dgrad(
-        _pixels(grad_output), _filters(weight), out, *problem.convolution
-    )
+    torch.ops.resnext_kernels_cpu.dgrad(_images(grad_output), weight, out, *problem.convolution)
     return out
 
 
@@ -113,11 +114,21 @@ def wgrad(
     return out
 
 
+def _images(tensor: Tensor) -> Tensor:
+    """``tensor`` as fprop and dgrad read it: in channels_last, or its channels in planes."""
+    in_planes = tensor.stride(3) == 1 and tensor.stride(2) == tensor.shape[3]
+    return tensor if in_planes else _pixels(tensor)
+
+
 def _pixels(tensor: Tensor) -> Tensor:
     """``tensor`` with the channels of a pixel side by side; a copy only where they are not."""
     if tensor.stride(1) == 1 or tensor.shape[1] == 1:
         return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
+    if not tensor.is_contiguous():
+        return tensor.contiguous(memory_format=torch.channels_last)
+    out = torch.empty_like(tensor, memory_format=torch.channels_last)
+    torch.ops.resnext_kernels_cpu.to_channels_last(tensor, out)
+    return out
 
 
 def _filters(weight: Tensor) -> Tensor:
@@ -128,4 +139,6 @@ def _filters(weight: Tensor) -> Tensor:
 
 
 def _empty(shape: tuple[int, ...], problem: ConvProblem) -> Tensor:
-    return torch.empty(shape, dtype=problem.dtype, device="cpu", memory_format=torch.channels_last)
+    return torch.empty(
+        shape, dtype=problem.dtype, device="cpu", memory_format=problem.memory_format
+    )

@@ -1,0 +1,79 @@
+"""The CPU kernels' way with contiguous images: copies in channels_last, a few images at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import TOLERANCES, operand_shapes, problem, randn, run, truth
+
+import resnext_kernels.backends.cpu as cpu
+from resnext_kernels.problem import ConvProblem
+from resnext_kernels.verification import numerics
+
+pytestmark = [
+    pytest.mark.skipif(not cpu.LIBRARY.loaded, reason=cpu.LIBRARY.message),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
+DTYPES = pytest.mark.parametrize("dtype", cpu.DTYPES, ids=lambda dtype: str(dtype)[6:])
+FORMATS = torch.channels_last, torch.contiguous_format
+
+
+@DTYPES
+@pytest.mark.parametrize("channels", [2, 15, 16, 64, 67, 130])
+@pytest.mark.parametrize("size", [(1, 2), (3, 5), (8, 8), (1, 67), (131, 1), (9, 15)], ids=str)
+def test_copies_are_exact(channels, size, dtype):
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    least, most = torch.iinfo(bits).min, torch.iinfo(bits).max
+    images = torch.randint(least, most, (3, channels, *size), dtype=bits).view(dtype)
+    found = cpu._pixels(images)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found.view(bits), images.view(bits))
+
+
+@DTYPES
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_images_in_portions(direction, stride, dtype):
+    """5 images of which 4 MiB hold one or two, and one image that they do not hold."""
+    for channels, size, batch in ((64, (60, 55), 5), (48, (150, 151), 1)):
+        case = problem(8, groups=channels // 8, batch=batch, size=size, stride=(stride, stride))
+        operands = [randn(shape, dtype) for shape in operand_shapes(case, direction)]
+        result = run(case, direction, "cpu", *operands)
+        assert result.is_contiguous()
+        assert numerics.error(case, direction, result, *operands) < TOLERANCES[dtype]
+
+
+@DTYPES
+@pytest.mark.parametrize("images", FORMATS, ids=str)
+@pytest.mark.parametrize("residuals", [*FORMATS, "in columns", "sliced"], ids=str)
+def test_operands_in_any_format(images, residuals, dtype):
+    shape, size = (3, 96, 70, 66), (70, 66)
+    input = randn(shape, dtype).contiguous(memory_format=images)
+    weight, bias = randn((96, 12, 3, 3), dtype), randn((96,), dtype)
+    residual = randn(shape, dtype)
+    if residuals == "in columns":
+        residual = residual.transpose(2, 3).contiguous().transpose(2, 3)
+    elif residuals == "sliced":
+        residual = randn((3, 97, *size), dtype)[:, 1:]
+    else:
+        residual = residual.contiguous(memory_format=residuals)
+    case = ConvProblem.of(input, weight, (1, 1), (1, 1), (1, 1), 8)
+    result = cpu.fprop(case, input, weight, bias, residual, True)
+    assert result.is_contiguous(memory_format=images)
+    expected = truth(case, "fprop", input, weight) + bias.double().view(-1, 1, 1)
+    expected = (expected + residual.double()).relu()
+    assert numerics.relative_error(result, expected) < TOLERANCES[dtype]
+
+
+@DTYPES
+def test_images_of_a_slice(dtype):
+    """Their channels lie in planes, but not right behind each other."""
+    case = problem(4, groups=5, batch=3, size=(9, 8))
+    input, weight = (randn(shape, dtype) for shape in operand_shapes(case, "fprop"))
+    wide = randn((6, 40, 9, 8), dtype)
+    wide[::2, 7:27] = input
+    result = run(case, "fprop", "cpu", wide[::2, 7:27], weight)
+    assert torch.equal(result, run(case, "fprop", "cpu", input, weight))
+    expanded = input[:1, :1].expand(input.shape)
+    result = run(case, "fprop", "cpu", expanded, weight)
+    assert torch.equal(result, run(case, "fprop", "cpu", expanded.contiguous(), weight))
