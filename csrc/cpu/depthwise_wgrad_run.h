@@ -119,8 +119,8 @@ class DepthwiseWgradRunner {
   void task(int64_t chunk, int64_t split) {
     first_ = chunk * plan_.chunk_units;
     units_ = std::min(plan_.chunk_units, plan_.units - first_);
-    const bool whole = plan_.splits == 1;
-    float* partial = whole ? sums_ : partial_ + (split * plan_.units + first_) * plan_.unit_weights;
+    float* partial =
+        plan_.whole ? sums_ : partial_ + (split * plan_.units + first_) * plan_.unit_weights;
     std::memset(partial, 0, units_ * plan_.unit_weights * sizeof(float));
     const int64_t all = p_.batch * p_.out_h, end = (split + 1) * all / plan_.splits;
     int64_t at = split * all / plan_.splits, read = 0;  // rows of the batch, of an image's input
@@ -131,7 +131,7 @@ class DepthwiseWgradRunner {
       read = read_ahead(n, y, rows, y == 0 ? 0 : read);
       sum_rows(n, y, rows, partial);
     }
-    if (!whole) return;
+    if (!plan_.whole) return;
     Vec check = zero();
     for (int64_t u = 0; u < units_; ++u)
       write_weights<S>(w_, first_ + u, partial + u * plan_.unit_weights, 1, 0, &check);

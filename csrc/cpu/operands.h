@@ -27,6 +27,13 @@ void check_like(const Tensor& t, Element element, const char* name) {
                   " is not of the dtype and the device of the others");
 }
 
+int64_t element_bytes(const Tensor& t) { return element_of(t) == Element::f32 ? 4 : 2; }
+
+// Dense ones.
+int64_t image_bytes(const Tensor& t) {
+  return t.size(1) * t.size(2) * t.size(3) * element_bytes(t);
+}
+
 PixelStrides pixel_strides(const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 4 && (t.stride(1) == 1 || t.size(1) == 1),
                   "resnext_kernels_cpu: expected a 4-d tensor with channel stride 1");
@@ -82,6 +89,13 @@ void check_dense(const Tensor& t, const Ints& nchw, const char* name) {
   for (int64_t i = 0; i < 4; ++i)
     STD_TORCH_CHECK(t.stride(i) == dense[i] || nchw[i] <= 1, "resnext_kernels_cpu: ", name,
                     " is not dense channels_last");
+}
+
+// 32-bit words, in whole cache lines, of a copy of some images; none where they need no copy.
+int64_t copy_words(const Tensor& t, int64_t images) {
+  constexpr int64_t kLineBytes = 64;
+  const int64_t lines = (images * image_bytes(t) + kLineBytes - 1) / kLineBytes;
+  return is_in_planes(t) ? lines * kLineBytes / 4 : 0;
 }
 
 // Dense channels_last, or in planes.

@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <atomic>
 #include <chrono>
 #include <optional>
 #include <string>
@@ -11,7 +10,7 @@
 
 #include "kernels.h"
 #include "operands.h"
-#include "workspace.h"
+#include "run.h"
 
 namespace rnk::cpu {
 namespace {
@@ -51,99 +50,6 @@ ConvProblem problem_of(const Tensor& weight, int64_t batch, int64_t in_h, int64_
 
 Ints input_shape(const ConvProblem& p) { return {p.batch, p.in_channels, p.in_h, p.in_w}; }
 Ints output_shape(const ConvProblem& p) { return {p.batch, p.out_channels, p.out_h, p.out_w}; }
-
-int64_t threads() { return torch::stable::get_num_threads(); }
-
-// A calling thread's memory for the tiles of its workers: one, whatever the computation.
-Workspace& tiles() {
-  thread_local Workspace workspace;
-  return workspace;
-}
-
-// Runs `f(scratch, begin, end)` over [0, tasks) in parallel, a scratch of `words` for each range.
-template <class F>
-void parallel_tasks(int64_t tasks, int64_t words, F f) {
-  // Apart by more than what the hardware fetches past the end of what a thread writes row by row:
-  // fetched to be written, it is taken from the thread that works on it.
-  constexpr int64_t kApart = 32 * 1024, kPage = 1024;
-  const int64_t step = (words + kApart + kPage - 1) / kPage * kPage;
-  const int64_t workers = std::min(threads(), std::max<int64_t>(tasks, 1));
-  float* base = tiles().get(workers * step);
-  // One range of tasks a worker: the range, not the thread, owns the scratch.
-  torch::stable::parallel_for(0, workers, 1, [=](int64_t begin, int64_t end) {
-    for (int64_t w = begin; w < end; ++w)
-      f(base + w * step, tasks * w / workers, tasks * (w + 1) / workers);
-  });
-}
-
-void run(TapConv conv) {
-  const Kernels& k = kernels();
-  const TapPlan plan = k.plan_taps(conv, threads());
-  std::atomic<bool> done = true;
-  parallel_tasks(plan.tasks, plan.scratch_words, [&](float* scratch, int64_t begin, int64_t end) {
-    if (!k.run_taps(conv, plan, scratch, begin, end)) done = false;
-  });
-  if (done) return;
-  conv.exact = true;
-  run(conv);
-}
-
-void run(const Relayout& r) {
-  constexpr int64_t kFewest = 4;  // tasks of a thread
-  torch::stable::parallel_for(0, r.tasks(), kFewest, [&](int64_t begin, int64_t end) {
-    kernels().run_relayout(r, begin, end);
-  });
-}
-
-// Runs `c` on a few images at a time, whose copies in channels_last then stay in the caches, for
-// operands in planes.
-void run_in_portions(const TapConv& c, const Tensor& src, const std::optional<Tensor>& residual,
-                     const Tensor& dst) {
-  constexpr int64_t kPortionBytes = 4 << 20, kLineWords = 16;
-  const int64_t element_bytes = c.element == Element::f32 ? 4 : 2;
-  const int64_t src_image = c.src_channels() * c.src_rows * c.src_cols;
-  const int64_t dst_image = c.dst_channels() * c.dst_rows * c.dst_cols;
-  const int64_t most =
-      std::clamp<int64_t>(kPortionBytes / element_bytes / (src_image + dst_image), 1, c.batch);
-  const auto words = [&](const Tensor& t, int64_t image) {
-    const int64_t lines = most * image * element_bytes / 4 / kLineWords + 1;
-    return is_in_planes(t) ? lines * kLineWords : 0;
-  };
-  const int64_t all =
-      words(src, src_image) + words(dst, dst_image) + (residual ? words(*residual, dst_image) : 0);
-  if (all == 0) return run(c);
-  thread_local Workspace kept;
-  Workspace passing;  // for one image that is larger than a portion
-  float* const src_copy = (4 * all <= 2 * kPortionBytes ? kept : passing).get(all);
-  float* const dst_copy = src_copy + words(src, src_image);
-  float* const residual_copy = dst_copy + words(dst, dst_image);
-
-  for (int64_t first = 0; first < c.batch; first += most) {
-    TapConv part = c;
-    part.batch = std::min(most, c.batch - first);
-    // The images as they lie, or their copy.
-    const auto read = [&](const Tensor& t, int64_t image_step, float* copy) -> const void* {
-      if (!is_in_planes(t))
-        return static_cast<const char*>(t.const_data_ptr()) + first * image_step * element_bytes;
-      Relayout r = from_planes(t).part(first, part.batch);
-      r.dst = copy;
-      run(r);
-      return copy;
-    };
-    part.src = read(src, c.src_strides.n, src_copy);
-    if (residual) part.residual = read(*residual, dst_image, residual_copy);
-    if (!is_in_planes(dst)) {
-      part.dst = static_cast<char*>(c.dst) + first * dst_image * element_bytes;
-      run(part);
-      continue;
-    }
-    part.dst = dst_copy;
-    run(part);
-    Relayout r = to_planes(dst).part(first, part.batch);
-    r.src = dst_copy;
-    run(r);
-  }
-}
 
 // fprop from input to output, or dgrad from grad_output to grad_input.
 TapConv tap_conv(const ConvProblem& p, const Tensor& src, const Tensor& weight, const Tensor& dst,
@@ -209,24 +115,6 @@ void dgrad(const Tensor& grad_output, const Tensor& weight, const Tensor& out, c
   run_in_portions(tap_conv(p, grad_output, weight, out, true), grad_output, std::nullopt, out);
 }
 
-// Returns whether all of grad_weight is finite.
-bool run(const Wgrad& w) {
-  const Kernels& k = kernels();
-  const WgradPlan plan = k.plan_wgrad(w, threads());
-  thread_local Workspace sums;
-  float* partial = sums.get(plan.partial_words());
-  std::atomic<bool> finite = true;
-  parallel_tasks(plan.tasks, plan.scratch_words, [&](float* scratch, int64_t begin, int64_t end) {
-    if (!k.run_wgrad(w, plan, partial, scratch, begin, end)) finite = false;
-  });
-  if (plan.splits == 1) return finite;
-  torch::stable::parallel_for(0, plan.units, 1 + 16384 / plan.unit_weights,
-                              [&](int64_t begin, int64_t end) {
-                                if (!k.reduce_wgrad(w, plan, partial, begin, end)) finite = false;
-                              });
-  return finite;
-}
-
 void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, const Ints& stride,
            const Ints& padding, const Ints& dilation, int64_t groups) {
   Wgrad w;
@@ -236,30 +124,17 @@ void wgrad(const Tensor& grad_output, const Tensor& input, const Tensor& out, co
   check_like(input, w.element, "input");
   check_like(grad_output, w.element, "grad_output");
   check_like(out, w.element, "grad_weight");
-  w.input = input.const_data_ptr();
-  w.input_strides = pixel_strides(input);
-  w.grad_output = grad_output.const_data_ptr();
-  w.grad_strides = pixel_strides(grad_output);
+  w.input_strides = image_strides(input);
+  w.grad_strides = image_strides(grad_output);
   w.grad_weight = out.mutable_data_ptr();
   w.taps_inside = filter_strides(out).tap == 1;
   check_shape(input, input_shape(w.problem), "input");
   check_shape(grad_output, output_shape(w.problem), "grad_output");
 
-  if (run(w)) return;
+  if (run(w, input, grad_output)) return;
   // Perhaps only since a zero beside the image times infinity is NaN.
   w.exact = true;
-  run(w);
-}
-
-// Copies images in planes into channels_last.
-void to_channels_last(const Tensor& src, const Tensor& dst) {
-  STD_TORCH_CHECK(src.dim() == 4 && is_in_planes(src),
-                  "resnext_kernels_cpu: source is not in planes");
-  check_like(dst, element_of(src), "destination");
-  check_dense(dst, {src.size(0), src.size(1), src.size(2), src.size(3)}, "destination");
-  Relayout r = from_planes(src);
-  r.dst = dst.mutable_data_ptr();
-  run(r);
+  run(w, input, grad_output);
 }
 
 std::string isa() { return kernels().name; }
@@ -295,7 +170,6 @@ STABLE_TORCH_LIBRARY(resnext_kernels_cpu, m) {
   m.def(
       "wgrad(Tensor grad_output, Tensor input, Tensor(a!) grad_weight, int[] stride, "
       "int[] padding, int[] dilation, int groups) -> ()");
-  m.def("to_channels_last(Tensor source, Tensor(a!) destination) -> ()");
   m.def("isa() -> str");
   m.def("peak_gflops(str dtype) -> float");
 }
@@ -304,7 +178,6 @@ STABLE_TORCH_LIBRARY_IMPL(resnext_kernels_cpu, CPU, m) {
   m.impl("fprop", TORCH_BOX(&rnk::cpu::fprop));
   m.impl("dgrad", TORCH_BOX(&rnk::cpu::dgrad));
   m.impl("wgrad", TORCH_BOX(&rnk::cpu::wgrad));
-  m.impl("to_channels_last", TORCH_BOX(&rnk::cpu::to_channels_last));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(resnext_kernels_cpu, CompositeExplicitAutograd, m) {

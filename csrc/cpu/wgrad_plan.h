@@ -38,6 +38,7 @@ inline Columns columns_of_tap(const ConvProblem& p, int64_t tap) {
 struct WgradPlan {
   int64_t units = 0, chunk_units = 0, chunks = 0;
   int64_t splits = 0;
+  bool whole = false;       // one split, whose weights are written at once
   int64_t step_rows = 0;    // rows of words of grad_output worked on together
   int64_t window = 0;       // rows of words of the input in the ring
   int64_t longest_run = 1;  // neighbouring taps worked on together
@@ -49,7 +50,7 @@ struct WgradPlan {
   int64_t tasks = 0;
 
   // Partial results to be summed; none where every chunk is one task's own.
-  int64_t partial_words() const { return splits > 1 ? splits * units * unit_weights : 0; }
+  int64_t partial_words() const { return whole ? 0 : splits * units * unit_weights; }
 };
 
 // Splits that give every thread as much to do as the others.

@@ -116,8 +116,8 @@ class WgradRunner {
     grads_ = tile_ + plan_.window * slot_words_;
     std::memset(grads_, 0, units_ * grad_unit_words_ * sizeof(float));
     // A chunk that no other task works on is finished here, while it lies in the cache.
-    const bool whole = plan_.splits == 1;
-    float* partial = whole ? sums_ : partial_ + (split * plan_.units + first_) * plan_.unit_weights;
+    float* partial =
+        plan_.whole ? sums_ : partial_ + (split * plan_.units + first_) * plan_.unit_weights;
     std::memset(partial, 0, units_ * plan_.unit_weights * sizeof(float));
     list_taps();
     const int64_t rows = p_.batch * p_.out_h;
@@ -129,7 +129,7 @@ class WgradRunner {
       at += here;
       image(n, y, y + here, std::min(end - at, p_.out_h), partial);
     }
-    if (!whole) return;
+    if (!plan_.whole) return;
     for (int64_t u = 0; u < units_; ++u)
       write_weights<S>(w_, first_ + u, partial + u * plan_.unit_weights, 1, 0, &check_);
   }

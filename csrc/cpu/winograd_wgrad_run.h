@@ -90,11 +90,11 @@ class WinogradWgradRunner {
       }
     }
     // A chunk that no other task works on is finished here, while it lies in the cache.
-    const bool whole = plan_.splits == 1;
-    float* to = whole ? weights_ : partial_ + (split * plan_.units + first_) * plan_.unit_weights;
+    float* to =
+        plan_.whole ? weights_ : partial_ + (split * plan_.units + first_) * plan_.unit_weights;
     for (int64_t u = 0; u < units_; ++u, to += plan_.unit_weights) {
       finish(u, to);
-      if (whole) write_weights<S>(w_, first_ + u, to, 1, 0, &check_);
+      if (plan_.whole) write_weights<S>(w_, first_ + u, to, 1, 0, &check_);
     }
   }
 

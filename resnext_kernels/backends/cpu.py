@@ -109,26 +109,17 @@ def wgrad(
         problem.weight_shape, dtype=problem.dtype, device="cpu", memory_format=memory_format
     )
     torch.ops.resnext_kernels_cpu.wgrad(
-        _pixels(grad_output), _pixels(input), out, *problem.convolution
+        _images(grad_output), _images(input), out, *problem.convolution
     )
     return out
 
 
 def _images(tensor: Tensor) -> Tensor:
-    """``tensor`` as fprop and dgrad read it: in channels_last, or its channels in planes."""
-    in_planes = tensor.stride(3) == 1 and tensor.stride(2) == tensor.shape[3]
-    return tensor if in_planes else _pixels(tensor)
-
-
-def _pixels(tensor: Tensor) -> Tensor:
-    """``tensor`` with the channels of a pixel side by side; a copy only where they are not."""
-    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
-        return tensor
-    if not tensor.is_contiguous():
-        return tensor.contiguous(memory_format=torch.channels_last)
-    out = torch.empty_like(tensor, memory_format=torch.channels_last)
-    torch.ops.resnext_kernels_cpu.to_channels_last(tensor, out)
-    return out
+    """``tensor`` as the kernels read it, the channels of a pixel or its planes side by side."""
+    pixels = tensor.stride(1) == 1 or tensor.shape[1] == 1
+    planes = tensor.stride(3) == 1 and tensor.stride(2) == tensor.shape[3]
+    dense = pixels or planes or tensor.is_contiguous()
+    return tensor if dense else tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _filters(weight: Tensor) -> Tensor:
