@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from ..version import __version__
 from . import bench, demo, info, tune, verify
-from .console import UserError
+from .console import UserError, note
 
 _COMMANDS = (info, verify, bench, tune, demo)
 
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as shells have it
     except UserError as error:
-        print(f"resnext-kernels {parsed.command}: {error}", file=sys.stderr)
+        note(f"resnext-kernels {parsed.command}: {error}")
         return 2
     except KeyboardInterrupt:
-        print(f"resnext-kernels {parsed.command}: interrupted", file=sys.stderr)
+        note(f"resnext-kernels {parsed.command}: interrupted")
         return 130  # as shells have it

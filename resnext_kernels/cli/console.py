@@ -1,21 +1,40 @@
-"""What the commands share: errors in one line, progress, paths, optional packages."""
+"""What the commands share: printing, errors in one line, progress, paths, optional packages."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
+from typing import TextIO
 
 from ..bench.runner import Measurement
 
 
 class UserError(Exception):
     """Something the user can put right; shown in one line, exit code 2."""
+
+
+def note(text: str, end: str = "\n") -> None:
+    """Print on stderr. Where that is closed, full or read by nobody, nothing: it ends no run."""
+    if sys.stderr is None:  # print would take stdout
+        return
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """Lose what a stream could not print: Python tries again at its end, and would fail there."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def require(module: str, package: str, extra: str, purpose: str) -> None:
@@ -61,7 +80,9 @@ class ProgressLine:
         self._every = every
         self._done = 0
         self._start = monotonic()
-        self._terminal = sys.stderr.isatty()
+        self._terminal = False
+        with suppress(AttributeError, ValueError):  # there is no stderr, or a closed one
+            self._terminal = sys.stderr.isatty()
 
     def step(self, text: str) -> None:
         """Count a step, which ``text`` describes."""
@@ -72,10 +93,10 @@ class ProgressLine:
         last = self._done == self._total
         if not self._terminal:
             if last or self._done % self._every == 0:
-                print(line, file=sys.stderr, flush=True)
+                note(line)
             return
         fitting = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line would stay
-        print(f"\r\033[K{fitting}", end="\n" * last, file=sys.stderr, flush=True)
+        note(f"\r\033[K{fitting}", end="\n" * last)
 
 
 class Progress(ProgressLine):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from ..bench.timing import Timing, interleaved
 from ..swap import replace_grouped_convs
 from . import photographs
 from .bench import deliver, require_matplotlib
-from .console import Progress, UserError, require
+from .console import Progress, UserError, note, require
 
 TOLERANCE = 1e-3  # of the logits: float32 through the whole depth of the model
 _SUITE = "resnext50"
@@ -54,18 +53,18 @@ def run(args: argparse.Namespace) -> int:
     require("skimage", "scikit-image", "demo", "demo")
     require_matplotlib("demo")
     _make_folder(args.out)
-    _step("1/4 building ResNeXt-50 32x4d")
+    note("1/4 building ResNeXt-50 32x4d")
     images = photographs.load()
     before = build(args.weights, images)
     print(f"ResNeXt-50 32x4d with {_origin(args.weights)}")
     print(f"photographs: {', '.join(photographs.NAMES)}, 224x224\n")
-    _step("2/4 one line swaps the kernels in: rk.replace_grouped_convs(model)")
+    note("2/4 one line swaps the kernels in: rk.replace_grouped_convs(model)")
     after = copy.deepcopy(before)
     print(f"rk.replace_grouped_convs(model): {replace_grouped_convs(after)!r}\n")
-    _step("3/4 running the model before and after")
+    note("3/4 running the model before and after")
     error = compare_outputs(before, after, images)
     compare_times(before, after, images)
-    _step("4/4 measuring the model's grouped layers")
+    note("4/4 measuring the model's grouped layers")
     cases = microbenchmark_cases()
     result = runner.run(cases, seconds=_SECONDS_PER_CASE, progress=Progress(len(cases)))
     code = deliver(result, args.out / "bench.json", args.out / "bench.png")
@@ -80,10 +79,6 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {path}: {error.strerror}") from error
-
-
-def _step(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def build(weights: str | None, images: Tensor) -> nn.Module:
