@@ -172,15 +172,6 @@ def run_module(arguments: list[str], **options) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
 
 
-def test_nobody_reads_what_is_printed():
-    read, write = os.pipe()
-    os.close(read)
-    process = run_module(["info"], stdout=write)
-    os.close(write)
-    _, error = process.communicate()
-    assert (process.returncode, error) == (141, "")
-
-
 def test_names_that_the_terminals_encoding_lacks(tmp_path):
     file = tmp_path / "ü.py"
     file.write_text("from torch import nn\ndef make():\n    return nn.Conv2d(3, 3, 3, groups=3)\n")

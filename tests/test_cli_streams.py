@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def test_errors_keep_their_exit_code(kind, capsys, monkeypatch):
 
 def run_module(arguments: list[str], **options) -> subprocess.Popen:
     command = [sys.executable, "-m", "resnext_kernels", *arguments]
-    return subprocess.Popen(command, text=True, **options)
+    return subprocess.Popen(command, **{"stderr": subprocess.PIPE, "text": True} | options)
 
 
 @needs_full
@@ -63,3 +64,37 @@ def test_a_full_stderr_leaves_the_exit_code_of_the_process():
         )
         printed, _ = process.communicate()
     assert process.returncode == 0 and "No misses." in printed
+
+
+def test_nobody_reads_what_is_printed():
+    read, write = os.pipe()
+    os.close(read)
+    process = run_module(["info"], stdout=write)
+    os.close(write)
+    _, error = process.communicate()
+    assert (process.returncode, error) == (141, "")
+
+
+@needs_full
+def test_a_full_stdout_is_one_line_and_exit_code_1():
+    with open(FULL, "w") as full:
+        process = run_module(["info"], stdout=full)
+        _, error = process.communicate()
+    expected = "resnext-kernels info: cannot print: [Errno 28] No space left on device\n"
+    assert (process.returncode, error) == (1, expected)
+
+
+def test_a_closed_stdout_is_one_line_and_exit_code_1(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where the descriptor is closed
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err == "resnext-kernels info: cannot print: stdout is closed\n"
+
+
+@needs_full
+def test_records_are_written_though_nothing_can_be_printed(tmp_path, capsys, monkeypatch, quick):
+    path = tmp_path / "out.json"
+    monkeypatch.setattr(sys, "stdout", os.fdopen(os.open(FULL, os.O_WRONLY), "w"))
+    chosen = ["--direction", "fprop", "--dtype", "float32", "--batch", "1"]
+    assert main(["bench", *chosen, "--json", str(path)]) == 1
+    assert "resnext-kernels bench: cannot print: " in capsys.readouterr().err
+    assert json.loads(path.read_text())["records"]

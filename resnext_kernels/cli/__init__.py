@@ -1,21 +1,20 @@
 """The console commands: ``python -m resnext_kernels COMMAND`` or ``resnext-kernels COMMAND``.
 
 A command is a module with ``add_parser(subparsers)``, whose parser sets ``run``: a function from
-the parsed arguments to an exit code. 0 is success, 1 a result that is wrong, 2 a misuse, 130 an
-interrupt before there was anything to keep, 141 that nobody reads what is printed.
+the parsed arguments to an exit code. 0 is success, 1 a result that is wrong or cannot be printed, 2
+a misuse, 130 an interrupt before there was anything to keep, 141 that nobody reads what is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from collections.abc import Sequence
 
 from ..version import __version__
 from . import bench, demo, info, tune, verify
-from .console import UserError, note
+from .console import OutputError, UserError, note
 
 _COMMANDS = (info, verify, bench, tune, demo)
 
@@ -33,16 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = parsed.run(parsed)
-        sys.stdout.flush()
-        return code
+        return parsed.run(parsed)
     except BrokenPipeError:
-        # Python flushes at its end, too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as shells have it
-    except UserError as error:
+    except (UserError, OutputError) as error:
         note(f"resnext-kernels {parsed.command}: {error}")
-        return 2
+        return error.code
     except KeyboardInterrupt:
         note(f"resnext-kernels {parsed.command}: interrupted")
         return 130  # as shells have it

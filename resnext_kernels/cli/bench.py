@@ -15,7 +15,7 @@ from ..bench.report import report
 from ..bench.suites import DTYPES, SUITES, WHOLE_MODELS, Case, cases_of, cases_of_layers
 from ..dispatch import AUTO
 from ..problem import DIRECTIONS
-from .console import Progress, ProgressLine, UserError, output_path, positive, require
+from .console import Progress, ProgressLine, UserError, output_path, positive, require, show
 
 _SUITE = "resnext50"
 # What is measured where nothing else is asked for.
@@ -228,11 +228,11 @@ def deliver(
             files.append(unwritten)
         except ValueError as error:
             files.append(f"no plot: {error}")
-    print(report(result))
+    show(report(result))
     if earlier:
-        print(f"\n{compare.comparison(earlier, result)}")
+        show("", compare.comparison(earlier, result))
     if files:
-        print("", *files, sep="\n")
+        show("", *files)
     missing = any(record["parity"] != "green" for record in result["records"])
     return 1 if unwritten or missing or runner.INTERRUPTED in result["skipped"] else 0
 

@@ -18,7 +18,33 @@ from ..bench.runner import Measurement
 
 
 class UserError(Exception):
-    """Something the user can put right; shown in one line, exit code 2."""
+    """Something the user can put right; shown in one line."""
+
+    code = 2
+
+
+class OutputError(Exception):
+    """stdout takes nothing, as it is closed or its disk full; shown in one line."""
+
+    code = 1
+
+
+def show(*lines: str) -> None:
+    """Print lines on stdout, at once.
+
+    Raises:
+        BrokenPipeError: nobody reads them.
+        OutputError: stdout is closed or full.
+    """
+    if sys.stdout is None:
+        raise OutputError("cannot print: stdout is closed")
+    try:
+        print(*lines, sep="\n", flush=True)
+    except (OSError, ValueError) as error:
+        silence(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise OutputError(f"cannot print: {error}") from error
 
 
 def note(text: str, end: str = "\n") -> None:

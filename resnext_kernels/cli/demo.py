@@ -20,7 +20,7 @@ from ..bench.timing import Timing, interleaved
 from ..swap import replace_grouped_convs
 from . import photographs
 from .bench import deliver, require_matplotlib
-from .console import Progress, UserError, note, require
+from .console import Progress, UserError, note, require, show
 
 TOLERANCE = 1e-3  # of the logits: float32 through the whole depth of the model
 _SUITE = "resnext50"
@@ -56,11 +56,11 @@ def run(args: argparse.Namespace) -> int:
     note("1/4 building ResNeXt-50 32x4d")
     images = photographs.load()
     before = build(args.weights, images)
-    print(f"ResNeXt-50 32x4d with {_origin(args.weights)}")
-    print(f"photographs: {', '.join(photographs.NAMES)}, 224x224\n")
+    show(f"ResNeXt-50 32x4d with {_origin(args.weights)}")
+    show(f"photographs: {', '.join(photographs.NAMES)}, 224x224\n")
     note("2/4 one line swaps the kernels in: rk.replace_grouped_convs(model)")
     after = copy.deepcopy(before)
-    print(f"rk.replace_grouped_convs(model): {replace_grouped_convs(after)!r}\n")
+    show(f"rk.replace_grouped_convs(model): {replace_grouped_convs(after)!r}\n")
     note("3/4 running the model before and after")
     error = compare_outputs(before, after, images)
     compare_times(before, after, images)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     result = runner.run(cases, seconds=_SECONDS_PER_CASE, progress=Progress(len(cases)))
     code = deliver(result, args.out / "bench.json", args.out / "bench.png")
     if not error <= TOLERANCE:
-        print(f"logits differ: relative error {error:.1e}, expected at most {TOLERANCE:.0e}")
+        show(f"logits differ: relative error {error:.1e}, expected at most {TOLERANCE:.0e}")
         return 1
     return code
 
@@ -116,9 +116,9 @@ def compare_outputs(before: nn.Module, after: nn.Module, images: Tensor) -> floa
         (name, _joined(a), _joined(b), "yes" if a == b else "NO", f"{difference:.1e}")
         for name, a, b, difference in zip(photographs.NAMES, top, top_after, largest, strict=True)
     ]
-    print(aligned(("photograph", "top-5, torch", "top-5, kernels", "agree", "difference"), rows))
+    show(aligned(("photograph", "top-5, torch", "top-5, kernels", "agree", "difference"), rows))
     error = relative_error(logits, expected.double())
-    print(
+    show(
         f"largest logit difference {max(largest):.1e} among logits from {expected.min():.2f} "
         f"to {expected.max():.2f}, relative error {error:.1e}\n"
     )
@@ -146,8 +146,8 @@ def compare_times(before: nn.Module, after: nn.Module, images: Tensor) -> None:
         }
         rows.append(_times_row(batch, interleaved(calls, _SECONDS_PER_MODEL_BATCH)))
     headers = ("batch", *(f"{name} ms" for name in (*_BEFORE, _AFTER)), "speed-up over the faster")
-    print(aligned(headers, rows))
-    print("medians of interleaved runs, float32\n")
+    show(aligned(headers, rows))
+    show("medians of interleaved runs, float32\n")
 
 
 def _times_row(batch: int, times: dict[str, Timing]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from .. import dispatch, machine, user_table
 from ..backends import BACKENDS, cpu, cuda, triton
 from ..version import __version__
+from .console import show
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     facts = describe()
     width = max(map(len, facts))
-    print("\n".join(f"{name:{width}}  {value}" for name, value in facts.items()))
+    show(*(f"{name:{width}}  {value}" for name, value in facts.items()))
     return 0
 
 

@@ -21,7 +21,7 @@ from ..bench.timing import keep_freed_memory
 from ..measured import Measured
 from ..problem import DIRECTIONS, dtype_name
 from ..verification.numerics import TOLERANCES
-from .console import Progress, UserError, positive
+from .console import Progress, UserError, positive, show
 
 _SUITE = "resnext50"
 _DTYPES = {dtype_name(dtype): dtype for dtype in TOLERANCES}
@@ -70,16 +70,16 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"nothing to measure: {_reasons(cases)}")
     measurements, left = _measure(able)
     found = records_of(measurements)
-    print(_table(found))
+    show(_table(found))
     if left:
-        print(f"{runner.INTERRUPTED}: the last {left} of {len(able)} cases are not measured")
+        show(f"{runner.INTERRUPTED}: the last {left} of {len(able)} cases are not measured")
     red = [m for m in measurements if m.timing is None]
     for m in red:
         why = m.failure or f"error {m.error:.1e}"
-        print(f"WRONG, not recorded: {m.implementation.label}, {m.case}: {why}")
+        show(f"WRONG, not recorded: {m.implementation.label}, {m.case}: {why}")
     for backend, runs in found.items():
         try:
-            print(f"written: {user_table.write(backend, device, runs)}")
+            show(f"written: {user_table.write(backend, device, runs)}")
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error}") from error
     return 1 if red or left else 0
@@ -105,7 +105,7 @@ def _cases(args: argparse.Namespace, device: str) -> list[Case]:
         dilated = [layer for layer in layers if layer.single.dilation != (1, 1)]
         layers = [layer for layer in layers if layer not in dilated]
         if dilated:
-            print(f"{len(dilated)} dilated layers are left out: no times are kept for those")
+            show(f"{len(dilated)} dilated layers are left out: no times are kept for those")
         if not layers:
             raise UserError(f"--model {args.model}: no grouped convolutions but those")
     dtypes = [_DTYPES[name] for name in args.dtype or _USUAL_DTYPES[device]]

@@ -15,7 +15,7 @@ from ..dispatch import DISABLE
 from ..problem import dtype_name
 from ..verification import checks, numerics
 from ..verification.checks import Check, Tally, Target
-from .console import ProgressLine, UserError
+from .console import ProgressLine, UserError, show
 
 _HEADERS = (
     "backend", "direction", "dtype", "checks", "passed", "refused", "missed", "largest error",
@@ -69,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--only {args.only}: {absent.get(backend, expected)}")
     seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
     names = ", ".join(target.name for target in targets)
-    print(f"{machine.processor()}: {names}; --seed {seed} repeats this run\n", flush=True)
+    show(f"{machine.processor()}: {names}; --seed {seed} repeats this run\n")
     findings = _check(selected, seed)
     notes = [*_refusals(findings), *_samples(targets), *_absences(absent)]
-    print("\n".join([_table(findings), "", *notes, "", *_misses(findings, targets, seed)]))
+    show(_table(findings), "", *notes, "", *_misses(findings, targets, seed))
     return 1 if findings.misses else 0
 
 
