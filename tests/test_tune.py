@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 
 import pytest
 import torch
@@ -247,6 +248,14 @@ def test_tune_says_at_once_that_it_cannot_write(monkeypatch, capsys, tmp_path):
 
 
 @needs_cpu
+def test_the_table_is_written_though_nothing_can_be_printed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["tune", "--device", "cpu", "--dtype", "float32", "--batch", "1"]) == 1
+    assert "cannot print: stdout is closed" in capsys.readouterr().err
+    assert user_table.load("cpu", "cpu").runs
+
+
+@needs_cpu
 def test_a_write_that_fails_leaves_the_old_table(monkeypatch, capsys, cache):
     text = user_table.write("cpu", "cpu", {"avx512": [RECORD]}).read_text()
 
@@ -256,7 +265,8 @@ def test_a_write_that_fails_leaves_the_old_table(monkeypatch, capsys, cache):
     monkeypatch.setattr(os, "replace", full)
     chosen = ["--device", "cpu", "--dtype", "float32", "--batch", "1"]
     assert main(["tune", *chosen]) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "No space left on device" in printed.err and "16x6x6 g4" in printed.out
     assert [path.read_text() for path in cache.iterdir()] == [text]
 
 

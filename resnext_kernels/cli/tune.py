@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"nothing to measure: {_reasons(cases)}")
     measurements, left = _measure(able)
     found = records_of(measurements)
+    # First what was measured for, in case that nobody reads what is printed.
+    written, failure = _write(found, device)
     show(_table(found))
     if left:
         show(f"{runner.INTERRUPTED}: the last {left} of {len(able)} cases are not measured")
@@ -77,11 +79,10 @@ def run(args: argparse.Namespace) -> int:
     for m in red:
         why = m.failure or f"error {m.error:.1e}"
         show(f"WRONG, not recorded: {m.implementation.label}, {m.case}: {why}")
-    for backend, runs in found.items():
-        try:
-            show(f"written: {user_table.write(backend, device, runs)}")
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error}") from error
+    for path in written:
+        show(f"written: {path}")
+    if failure:
+        raise UserError(f"cannot write to {folder}: {failure}")
     return 1 if red or left else 0
 
 
@@ -93,6 +94,17 @@ def _writable_folder() -> Path:
         raise UserError(
             f"no table can be written: {error}; {user_table.FOLDER} names another folder"
         ) from error
+
+
+def _write(found: Found, device: str) -> tuple[list[Path], OSError | None]:
+    """The tables that were written, and what kept the next one from it."""
+    written: list[Path] = []
+    try:
+        for backend, runs in found.items():
+            written.append(user_table.write(backend, device, runs))
+    except OSError as error:
+        return written, error
+    return written, None
 
 
 def _cases(args: argparse.Namespace, device: str) -> list[Case]:
