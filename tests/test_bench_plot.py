@@ -63,6 +63,16 @@ def test_one_direction_and_each_type_of_file(suffix, tmp_path):
     assert path.read_bytes().startswith(head)
 
 
+@pytest.mark.parametrize("suffix", plot.SUFFIXES)
+def test_a_suite_with_a_name_that_is_no_plain_text(suffix, tmp_path):
+    result = result_of(measured(case(), {"auto": 1.0, "torch:contiguous": 2.0}))
+    for record in result["records"]:
+        record["suite"] = "a$\\b$ \udcff \xe9.py:net"
+    path = tmp_path / f"plot{suffix}"
+    plot.plot(result, path)
+    assert suffix != ".svg" or ">a$\\b$ \\udcff \xe9.py:net on " in path.read_text("utf-8")
+
+
 def test_plot_of_red_records_says_that_there_is_nothing(tmp_path):
     result = result_of(measured(case(), {"auto": None, "torch:contiguous": 2.0}))
     with pytest.raises(ValueError, match="'auto'.*red"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import sys
 from pathlib import Path
@@ -99,14 +100,20 @@ def test_a_full_disk_leaves_the_tables(capsys):
     assert "Geometric means" in text and "\nno records: [Errno 28]" in text
 
 
-def test_a_picture_that_cannot_be_written_leaves_the_tables(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("error", ["RuntimeError: no font", "OSError: disk full"])
+def test_a_picture_that_cannot_be_drawn_leaves_the_tables(error, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
-    image = tmp_path / "out.svg"
-    monkeypatch.setattr(plot, "plot", lambda result, path: path.joinpath("in").mkdir(parents=True))
-    image.touch()
-    assert main(["bench", *QUICK, "--plot", str(image)]) == 1
+    image, records = tmp_path / "out.svg", tmp_path / "out.json"
+
+    def fails(result, path):
+        kind, _, text = error.partition(": ")
+        raise getattr(builtins, kind)(f"{text}\nand more")
+
+    monkeypatch.setattr(plot, "plot", fails)
+    assert main(["bench", *QUICK, "--plot", str(image), "--json", str(records)]) == 1
     text = capsys.readouterr().out
-    assert "Geometric means" in text and "\nno plot: [Errno 20]" in text
+    assert "Geometric means" in text and text.endswith(f"\nno plot: {error} and more\n")
+    assert written(records)
 
 
 def test_a_layer_that_nothing_serves_ends_nothing(tmp_path, capsys):

@@ -31,6 +31,7 @@ _STYLE: dict[Any, Any] = {
     "font.sans-serif": ["DejaVu Sans"],
     "svg.fonttype": "none",  # text stays text, which is small
     "svg.hashsalt": "resnext_kernels",  # of random names otherwise
+    "text.parse_math": False,  # a path may hold a "$"
 }
 
 
@@ -52,7 +53,9 @@ def plot(result: Result, path: Path) -> None:
         figure = _of_models(models) if models else _of_layers(layers, result["peaks"])
         what = "whole models" if models else ", ".join(dict.fromkeys(r["suite"] for r in layers))
         machine = result["machine"]
-        figure.suptitle(f"{what} on {machine['processor']}, threads: {machine['threads']}")
+        heading = f"{what} on {machine['processor']}, threads: {machine['threads']}"
+        # A path may hold bytes that are no text, which no font and no encoding takes.
+        figure.suptitle(heading.encode(errors="backslashreplace").decode())
         svg = {"Date": None, "Creator": None, "Description": digest(result)}
         figure.savefig(path, dpi=130, metadata=svg if path.suffix == ".svg" else None)
 

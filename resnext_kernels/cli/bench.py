@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..bench import compare, custom, plot, recorded, runner, whole_model
+from ..bench.failures import reason_of
 from ..bench.implementations import DEFAULT_OURS, DEFAULT_PEERS, LAYOUTS, OURS, PEERS
 from ..bench.report import report
 from ..bench.suites import DTYPES, SUITES, WHOLE_MODELS, Case, cases_of, cases_of_layers
@@ -223,11 +224,9 @@ def deliver(
         try:
             plot.plot(result, plot_path)
             files.append(f"plot: {plot_path}")
-        except OSError as error:
-            unwritten = f"no plot: {error}"
+        except Exception as error:  # matplotlib may raise anything
+            unwritten = f"no plot: {reason_of(error)}"
             files.append(unwritten)
-        except ValueError as error:
-            files.append(f"no plot: {error}")
     show(report(result))
     if earlier:
         show("", compare.comparison(earlier, result))
