@@ -99,6 +99,22 @@ def test_a_machine_in_ruins_keeps_what_was_measured(monkeypatch):
     assert result["skipped"]["peaks"] == FAILURE
 
 
+@pytest.mark.parametrize("what", ["_fma_gflops", "_copy_gbps"])
+def test_peaks_that_cannot_be_measured_end_nothing(monkeypatch, tmp_path, capsys, what):
+    """As on a GPU whose memory the copy does not fit into."""
+    monkeypatch.setattr(peaks, what, out_of_memory)
+    if what == "_fma_gflops":
+        monkeypatch.setattr(peaks, "_matmul_gflops", out_of_memory)  # without the library
+    out, image = tmp_path / "out.json", tmp_path / "out.svg"
+    drawn = ["--plot", str(image)] if importlib.util.find_spec("matplotlib") else []
+    assert main(["bench", *CHOSEN, "--json", str(out), *drawn]) == 0
+    text = capsys.readouterr().out
+    assert f"not measured: peaks: {FAILURE}" in text and "- GB/s (" in text
+    result = compare.read(out)
+    assert all(r["ms_median"] and r["roofline_fraction"] is None for r in result["records"])
+    assert not drawn or "float32: peaks not measured" in image.read_text()
+
+
 def test_a_call_that_cannot_be_timed_ends_nothing(monkeypatch):
     monkeypatch.setattr(runner, "call_microseconds", out_of_memory)
     result = runner.run([case()], ours=["auto"], seconds=0)

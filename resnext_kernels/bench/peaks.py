@@ -24,7 +24,10 @@ _REPEATS = 3
 
 
 class PeaksDict(TypedDict):
-    """The form of `Peaks` in JSON: GFLOP/s by name of dtype, GB/s, and how they were measured."""
+    """The form of `Peaks` in JSON: GFLOP/s by name of dtype, GB/s, and how they were measured.
+
+    0 is one that could not be measured.
+    """
 
     gflops: dict[str, float]
     gbps: float

@@ -147,6 +147,9 @@ def _roofline(
     low, high = min(intensities) / 2, max(intensities) * 2
     for dtype, colour in series.colours.items():
         peak = peaks["gflops"][dtype]
+        if not (peak and peaks["gbps"]):
+            axis.plot([], [], color=colour, label=f"{dtype}: peaks not measured")
+            continue
         ridge = min(max(peak / peaks["gbps"], low), high)
         roof = [min(peak, x * peaks["gbps"]) for x in (low, ridge, high)]
         label = f"{dtype}: {peak:.0f} GFLOP/s, {peaks['gbps']:.0f} GB/s"

@@ -184,8 +184,8 @@ def _summary(key: tuple[str, str, str, str, int], records: list[Record], peak: f
         speedup=math.exp(sum(map(math.log, speedups)) / len(speedups)) if speedups else None,
         lowest=min(speedups, default=None),
         gflops=flops / total_ms / 1e6 if timed else None,
-        peak_fraction=needed / total_ms / 1e6 / peak if timed else None,
-        roofline_fraction=floor_ms / total_ms if timed else None,
+        peak_fraction=needed / total_ms / 1e6 / peak if timed and peak else None,
+        roofline_fraction=floor_ms / total_ms if floor_ms else None,
     )
 
 
@@ -211,11 +211,14 @@ def summary_table(result: Result) -> str:
 
 def peaks_line(peaks: PeaksDict) -> str:
     """The measured peaks and how they were measured, in a few words each."""
-    gflops = ", ".join(f"{dtype} {value:.0f} GFLOP/s" for dtype, value in peaks["gflops"].items())
+    gflops = ", ".join(
+        f"{dtype} {number(value or None, '.0f')} GFLOP/s"
+        for dtype, value in peaks["gflops"].items()
+    )
     return (
         f"Peaks, threads: {peaks['threads']}\n"
         f"  {gflops} ({peaks['method']['gflops']})\n"
-        f"  {peaks['gbps']:.0f} GB/s ({peaks['method']['gbps']})"
+        f"  {number(peaks['gbps'] or None, '.0f')} GB/s ({peaks['method']['gbps']})"
     )
 
 

@@ -117,8 +117,9 @@ def run(
     measurements: list[Measurement] = []
     skipped: dict[str, str] = {}
     subject = None
-    peaks.sample()
     try:
+        with kept("peaks", skipped):
+            peaks.sample()
         for case in cases:
             try:
                 if subject is None or subject.name != case.model:

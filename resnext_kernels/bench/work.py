@@ -32,7 +32,7 @@ class Work(NamedTuple):
     """Operations and least traffic of one call, or of one after another.
 
     ``floor_ms`` is the least time that a machine's peaks allow: for each call
-    ``max(needed_flops / peak_flops, bytes / peak_bandwidth)``.
+    ``max(needed_flops / peak_flops, bytes / peak_bandwidth)``; 0 where a peak is not known.
     """
 
     flops: int
@@ -54,8 +54,9 @@ class Work(NamedTuple):
 
 def _of_one(problem: ConvProblem, peaks: PeaksDict) -> Work:
     needed, moved = needed_flops(problem), problem.bytes_moved()
-    peak = peaks["gflops"][dtype_name(problem.dtype)]
-    return Work(problem.flops, needed, moved, max(needed / peak, moved / peaks["gbps"]) / 1e6)
+    peak, bandwidth = peaks["gflops"][dtype_name(problem.dtype)], peaks["gbps"]
+    floor = max(needed / peak, moved / bandwidth) / 1e6 if peak and bandwidth else 0.0
+    return Work(problem.flops, needed, moved, floor)
 
 
 def needed_flops(problem: ConvProblem) -> int:
