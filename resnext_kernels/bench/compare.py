@@ -115,16 +115,21 @@ def _facts(old: Result, new: Result) -> Iterable[tuple[str, object, object]]:
 
 
 def _row(old: Record, new: Record) -> tuple[str, ...]:
-    name = new["implementation"]
     return (
         new["problem"],
         new["direction"],
-        name if new["suite"] == WHOLE_MODELS else label(name, new["layout"]),
+        _name(new),
         number(old["ms_median"], ".3f"),
         number(new["ms_median"], ".3f"),
         number(_ratio(old, new), ".2f", "x"),
         _verdict(old, new),
     )
+
+
+def _name(record: Record) -> str:
+    """The implementation, with the layout where that is not the usual one."""
+    name = record["implementation"]
+    return name if record["suite"] == WHOLE_MODELS else label(name, record["layout"])
 
 
 def _ratio(old: Record, new: Record) -> float | None:
@@ -146,7 +151,7 @@ def _means(shared: list[tuple[Record, Record]]) -> str:
     groups: dict[tuple[str, str, str], list[float]] = {}
     for old, new in shared:
         if ratio := _ratio(old, new):
-            key = (new["implementation"], new["direction"], new["dtype"])
+            key = (_name(new), new["direction"], new["dtype"])
             groups.setdefault(key, []).append(ratio)
     rows = [
         (
