@@ -149,6 +149,29 @@ def test_names_of_nothing_are_a_misuse(name, few, capsys):
     assert f"--only {name}: expected a name such as aten:" in capsys.readouterr().err
 
 
+def test_a_slash_at_the_end_of_a_name(few, capsys):
+    assert verify("--only", "aten:cpu/fprop/float32/0/") == 0
+    assert "No misses." in capsys.readouterr().out
+
+
+def test_an_interrupt_shows_what_is_done(few, monkeypatch, capsys):
+    real, done = checks.run, []
+
+    def interrupted(check, *arguments):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(check)
+        return real(check, *arguments)
+
+    monkeypatch.setattr(checks, "run", interrupted)
+    assert verify("--only", "aten:cpu/dgrad/float32") == 130
+    text = capsys.readouterr().out
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("aten:cpu "))
+    assert row[:5] == ["aten:cpu", "dgrad", "float32", "3", "3"]
+    left = len(checks.CHECKED) * 2 - 3
+    assert f"interrupted: the last {left} checks did not run" in text and "No misses." in text
+
+
 def test_checks_cover_what_matters():
     """Several hundred problems in every direction and dtype, with strided and expanded operands."""
     found = checks.all_checks()

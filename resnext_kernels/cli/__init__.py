@@ -2,7 +2,8 @@
 
 A command is a module with ``add_parser(subparsers)``, whose parser sets ``run``: a function from
 the parsed arguments to an exit code. 0 is success, 1 a result that is wrong or cannot be printed, 2
-a misuse, 130 an interrupt before there was anything to keep, 141 that nobody reads what is printed.
+a misuse, 130 an interrupt of `verify` or before there was anything to keep, 141 that nobody reads
+what is printed.
 """
 
 from __future__ import annotations

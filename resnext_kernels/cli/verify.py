@@ -14,7 +14,7 @@ from ..bench.report import aligned
 from ..dispatch import DISABLE
 from ..problem import dtype_name
 from ..verification import checks, numerics
-from ..verification.checks import Check, Tally, Target
+from ..verification.checks import Check, Outcome, Tally, Target
 from .console import ProgressLine, UserError, show
 
 _HEADERS = (
@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Checks every backend that this machine can run: output, fused epilogue, "
         "input gradient and weight gradient of a few hundred problems in three precisions, against "
         "a float64 reference; of Triton, which compiles a kernel for nearly each, a few dozen of "
-        "them. Exits with 1 where a result was wrong.",
+        "them. Exits with 1 where a result was wrong; an interrupt shows what is done.",
     )
     parser.add_argument(
         "--seed", type=int, help="of the operands, to repeat a run (default: a new one each time)"
@@ -53,10 +53,16 @@ class _Findings:
         default_factory=lambda: defaultdict(Tally)
     )
     misses: dict[str, str] = field(default_factory=dict)
+    left: int = 0  # checks that an interrupt kept from being done
+
+    def add(self, target: Target, check: Check, outcome: Outcome) -> None:
+        self.tallies[target.name, check.kind, dtype_name(check.dtype)].add(outcome)
+        if outcome.missed:
+            self.misses[f"{target.name}/{check.name}"] = outcome.missed
 
 
 def run(args: argparse.Namespace) -> int:
-    backend, _, part = args.only.partition("/")
+    backend, _, part = args.only.removesuffix("/").partition("/")
     known = checks.targets()
     targets = [t for t in known if backend in ("", t.name) and not t.reason_against]
     absent = {t.name: t.reason_against for t in known if t.reason_against}
@@ -72,28 +78,38 @@ def run(args: argparse.Namespace) -> int:
     show(f"{machine.processor()}: {names}; --seed {seed} repeats this run\n")
     findings = _check(selected, seed)
     notes = [*_refusals(findings), *_samples(targets), *_absences(absent)]
+    if findings.left:
+        notes.append(f"interrupted: the last {findings.left} checks did not run")
     show(_table(findings), "", *notes, "", *_misses(findings, targets, seed))
+    if findings.left:
+        return 130  # as shells have it
     return 1 if findings.misses else 0
 
 
 def _check(selected: Mapping[Target, Sequence[Check]], seed: int) -> _Findings:
-    """Run each target's checks; targets on one device are given the same operands."""
+    """Run each target's checks; targets on one device are given the same operands.
+
+    A KeyboardInterrupt ends it with the checks that are done, if there are any.
+    """
     findings = _Findings()
     wanted: dict[Check, dict[str, list[Target]]] = {}  # by device
     for target, of_target in selected.items():
         for check in of_target:
             wanted.setdefault(check, {}).setdefault(target.device, []).append(target)
     progress = ProgressLine(len(wanted), _STEPS_A_LINE)
-    with numerics.strict():
-        for check, devices in wanted.items():
-            progress.step(f"{check.name}: {check.problem}")
-            for device, there in devices.items():
-                outcomes = checks.run(check, device, [t.backend for t in there], seed)
-                for target in there:
-                    outcome = outcomes[target.backend]
-                    findings.tallies[target.name, check.kind, dtype_name(check.dtype)].add(outcome)
-                    if outcome.missed:
-                        findings.misses[f"{target.name}/{check.name}"] = outcome.missed
+    findings.left = len(wanted)
+    try:
+        with numerics.strict():
+            for check, devices in wanted.items():
+                progress.step(f"{check.name}: {check.problem}")
+                for device, there in devices.items():
+                    outcomes = checks.run(check, device, [t.backend for t in there], seed)
+                    for target in there:
+                        findings.add(target, check, outcomes[target.backend])
+                findings.left -= 1
+    except KeyboardInterrupt:
+        if not findings.tallies:
+            raise
     return findings
 
 
