@@ -120,15 +120,16 @@ def _gpu_rule(backend: str, isa: str, problem: ConvProblem) -> Comparison:
     return Comparison(not ours, reason)
 
 
-@functools.lru_cache(maxsize=64)
 def records(backend: str, hardware: str, device: str = "cpu") -> tuple[Measured, ...]:
     """The records of ``backend`` on ``hardware``: the user's own, then the shipped ones.
 
-    Equally near ones are taken in that order.
+    Equally near ones are taken in that order. Not kept: the user's own come and go with the number
+    of threads.
     """
     return user_table.load(backend, device).runs.get(hardware, ()) + _shipped(backend, hardware)
 
 
+@functools.lru_cache(maxsize=64)
 def _shipped(backend: str, hardware: str) -> tuple[Measured, ...]:
     path = FOLDER / f"{backend}.json"
     try:

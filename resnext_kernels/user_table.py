@@ -2,8 +2,9 @@
 
 A table holds for one backend on one device: ``{"made_on": {...}, "runs": [...]}`` in the folder
 ``RESNEXT_KERNELS_CACHE``, by default ``~/.cache/resnext_kernels`` (or in ``XDG_CACHE_HOME``).
-``made_on`` names the device, its driver and the versions of torch and this package; where any of
-them is another one now, the times tell nothing, and the table is not used.
+``made_on`` names the device, its driver, the versions of torch and this package and, on the
+processor, the number of threads; where any of them is another one now, the times tell nothing, and
+the table is not used.
 """
 
 from __future__ import annotations
@@ -84,14 +85,15 @@ _processor = functools.cache(machine.processor)
 
 
 def made_on(device: str) -> dict[str, str]:
-    """What times of a type of device hold for."""
+    """What times of a type of device hold for, with as many threads as torch has now."""
     gpu = device == "cuda"
-    return {
+    here = {
         "device": torch.cuda.get_device_name() if gpu else _processor(),
         "driver": _driver() if gpu else "none",
         "torch": torch.__version__,
         "resnext_kernels": __version__,
     }
+    return here if gpu else here | {"threads": str(torch.get_num_threads())}
 
 
 def load(backend: str, device: str) -> UserTable:

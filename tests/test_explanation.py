@@ -73,7 +73,7 @@ def test_predicted_times_follow_the_nearest_measurement(cache, winner):  # noqa:
     records = [Measured.of(case, d, ours=ms["cpu"], aten=ms["aten"]) for d in DIRECTIONS]
     user_table.write("cpu", "cpu", {tuning.hardware(cpu.isa(), "float32"): records})
     dispatch.choose.cache_clear()
-    tuning.records.cache_clear()
+    tuning._shipped.cache_clear()
     input, weight = torch.randn(4, 32, 14, 14), torch.randn(case.weight_shape)
     explanation = rk.explain(input, weight, padding=1, groups=4)
     assert explanation.predicted == dict.fromkeys(DIRECTIONS, 3.0)

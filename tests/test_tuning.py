@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def forget() -> None:
-    tuning.records.cache_clear()
+    tuning._shipped.cache_clear()
     dispatch.choose.cache_clear()
 
 

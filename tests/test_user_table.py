@@ -91,7 +91,7 @@ def test_a_damaged_table_is_ignored_with_one_warning(capsys):
     assert user_table.load("cpu", "cpu").runs == {"avx512": (RECORD,)}
 
 
-@pytest.mark.parametrize("name", ["device", "driver", "torch", "resnext_kernels"])
+@pytest.mark.parametrize("name", ["device", "driver", "torch", "resnext_kernels", "threads"])
 def test_a_foreign_table_is_ignored_in_silence_and_told_when_asked(name, monkeypatch, capsys):
     write(RECORD)
     here, path = user_table.made_on("cpu"), table()
@@ -109,6 +109,19 @@ def test_a_foreign_table_is_ignored_in_silence_and_told_when_asked(name, monkeyp
     newer = dataclasses.replace(RECORD, direction="wgrad")
     write(newer)
     assert user_table.load("cpu", "cpu").runs == {"avx512": (newer,)}
+
+
+def test_a_table_holds_for_its_number_of_threads(monkeypatch):
+    """Whatever was asked for before: a benchmark sets the number for a moment."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    write(RECORD)
+    for threads, expected in ((3, ()), (5, (RECORD,))):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert tuning.records("cpu", "avx512") == expected + tuning._shipped("cpu", "avx512")
+        ignored = user_table.load("cpu", "cpu").ignored
+        assert ignored == ("" if expected else "made with threads 5, this is 3")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert "threads" not in user_table.made_on("cuda")
 
 
 def test_calls_go_on_whatever_the_folder_is(cache, monkeypatch, tmp_path):

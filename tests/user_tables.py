@@ -11,7 +11,7 @@ from resnext_kernels import dispatch, eager, ops, tuning, user_table
 
 def forget() -> None:
     """Forget everything that was read from tables."""
-    for cached in (user_table._load, tuning.records, dispatch.choose):
+    for cached in (user_table._load, tuning._shipped, dispatch.choose):
         cached.cache_clear()
     for plans in (eager._PLANS, ops._FPROP_PLANS, ops._BACKWARD_PLANS):
         plans.clear()
