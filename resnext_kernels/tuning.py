@@ -1,8 +1,9 @@
 """Recorded measurements: for which problems ATen is faster than this package's kernels.
 
-`tuned/BACKEND.json` holds ``{"runs": [...]}``, one run for each kind of hardware, with one record
-for each problem, direction, dtype and layout measured on it: the milliseconds of the backend and
-of ATen on images in the same layout. The user's own measurements come before them, see
+`tuned/BACKEND.json` holds ``{"runs": [...]}``, one run for each kind of hardware, with the
+processor and the number of threads that it was measured with and one record for each problem,
+direction, dtype and layout: the milliseconds of the backend and of ATen on images in the same
+layout. The user's own measurements come before them, see
 `user_table`. `compare` takes the nearest record; where none is near, a rule that prefers ATen
 wherever it is known to be good.
 """
@@ -15,11 +16,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from . import user_table
-from .measured import DAMAGE, Measured, Runs, runs_from_json
+from .measured import DAMAGE, Measured, runs_from_json
 from .problem import ConvProblem, Direction
 
 FOLDER = Path(__file__).parent / "tuned"
@@ -56,8 +58,8 @@ def compare(backend: str, isa: str, problem: ConvProblem, direction: Direction) 
     names = ("aten", backend) if aten_is_faster else (backend, "aten")
     low, high = sorted((found.ours, found.aten))
     own = found in user_table.load(backend, problem.device).runs.get(name, ())
-    where = "measured faster by tune" if own else "measured faster"
-    reason = f"{names[0]} {where}: {low:.3g} ms against {high:.3g} ms for {found}"
+    where = "by tune" if own else f"({_shipped(backend, name).machine})"
+    reason = f"{names[0]} measured faster {where}: {low:.3g} ms against {high:.3g} ms for {found}"
     scale = wanted.operations / found.operations
     return Comparison(aten_is_faster, reason, scale * found.ours, scale * found.aten)
 
@@ -126,19 +128,30 @@ def records(backend: str, hardware: str, device: str = "cpu") -> tuple[Measured,
     Equally near ones are taken in that order. Not kept: the user's own come and go with the number
     of threads.
     """
-    return user_table.load(backend, device).runs.get(hardware, ()) + _shipped(backend, hardware)
+    own = user_table.load(backend, device).runs.get(hardware, ())
+    return own + _shipped(backend, hardware).records
+
+
+class Run(NamedTuple):
+    """The records of a shipped table for one hardware, and what they were measured on."""
+
+    records: tuple[Measured, ...] = ()
+    machine: str = ""
 
 
 @functools.lru_cache(maxsize=64)
-def _shipped(backend: str, hardware: str) -> tuple[Measured, ...]:
+def _shipped(backend: str, hardware: str) -> Run:
     path = FOLDER / f"{backend}.json"
     try:
-        return read(path).get(hardware, ())
+        return read(path).get(hardware, Run())
     except (OSError, *DAMAGE) as error:
         warnings.warn(f"{path} is ignored: {type(error).__name__}: {error}", stacklevel=2)
-        return ()
+        return Run()
 
 
-def read(path: Path) -> Runs:
-    """The records of a shipped table by hardware; OSError or one of `DAMAGE` otherwise."""
-    return runs_from_json(json.loads(path.read_text())["runs"])
+def read(path: Path) -> dict[str, Run]:
+    """The runs of a shipped table by hardware; OSError or one of `DAMAGE` otherwise."""
+    runs = json.loads(path.read_text())["runs"]
+    records = runs_from_json(runs)
+    machines = {run["hardware"]: f"{run['processor']}, {run['threads']} threads" for run in runs}
+    return {name: Run(records[name], machine) for name, machine in machines.items()}

@@ -77,7 +77,7 @@ def rivals(tmp_path, monkeypatch):
                 for direction in DIRECTIONS
                 if name in gains
             ]
-            run = {"hardware": "here", "records": records}
+            run = {"hardware": "here", "processor": "any", "threads": 2, "records": records}
             (tmp_path / f"{name}.json").write_text(json.dumps({"runs": [run]}))
         forget()
 

@@ -22,6 +22,7 @@ from resnext_kernels.problem import DIRECTIONS, dtype_name
 from resnext_kernels.tuning import Measured
 
 CHECKOUT = Path(__file__).parents[1]
+MADE = {"processor": "a processor", "threads": 2}
 RECORD = Measured.of(problem(8, groups=4, size=(14, 14)), "fprop", ours=0.5, aten=0.25)
 
 
@@ -40,7 +41,7 @@ def forget() -> None:
 
 
 def write(folder: Path, *records: Measured, hardware: str = "avx512") -> None:
-    run = {"hardware": hardware, "records": [record.to_json() for record in records]}
+    run = MADE | {"hardware": hardware, "records": [record.to_json() for record in records]}
     (folder / "cpu.json").write_text(json.dumps({"runs": [run]}))
 
 
@@ -54,11 +55,11 @@ def test_the_faster_one_is_taken_and_told(folder):
     case = problem(8, groups=4, size=(14, 14))
     found = tuning.compare("cpu", "avx512", case, "fprop")
     assert found.aten_is_faster
-    where = "2x32x14x14 g4 float32 contiguous"
-    assert found.reason == f"aten measured faster: 0.25 ms against 0.5 ms for {where}"
+    made, where = "(a processor, 2 threads)", "2x32x14x14 g4 float32 contiguous"
+    assert found.reason == f"aten measured faster {made}: 0.25 ms against 0.5 ms for {where}"
     found = tuning.compare("cpu", "avx512", case, "dgrad")
     assert not found.aten_is_faster
-    assert found.reason == f"cpu measured faster: 0.123 ms against 0.25 ms for {where}"
+    assert found.reason == f"cpu measured faster {made}: 0.123 ms against 0.25 ms for {where}"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_a_measurement_comes_before_the_rule(folder):
         problem(8, groups=4, size=(14, 14)), device="cuda", dtype=torch.bfloat16, channels_last=True
     )
     record = Measured.of(case, "fprop", ours=2.0, aten=1.0)
-    run = {"hardware": "sm_90 a GPU", "records": [record.to_json()]}
+    run = MADE | {"hardware": "sm_90 a GPU", "records": [record.to_json()]}
     (folder / "cuda.json").write_text(json.dumps({"runs": [run]}))
     assert tuning.compare("cuda", "sm_90 a GPU", case, "fprop").aten_is_faster
     assert not tuning.compare("cuda", "sm_90 another GPU", case, "fprop").aten_is_faster
@@ -171,7 +172,7 @@ def test_bfloat16_instructions_do_not_matter_to_float32(folder):
     assert "measured faster" in tuning.compare("cpu", "avx512", case, "fprop").reason
 
 
-GOOD = json.dumps({"runs": [{"hardware": "avx512", "records": [RECORD.to_json()]}]})
+GOOD = json.dumps({"runs": [MADE | {"hardware": "avx512", "records": [RECORD.to_json()]}]})
 DAMAGED = {
     "empty": "",
     "truncated": GOOD[: len(GOOD) // 2],
@@ -180,6 +181,7 @@ DAMAGED = {
     "no runs": "{}",
     "runs of another form": '{"runs": {"avx512": 1}}',
     "no records": '{"runs": [{"hardware": "avx512"}]}',
+    "no machine": GOOD.replace("processor", "process"),
     "record of another form": '{"runs": [{"hardware": "avx512", "records": [1]}]}',
     "text for a time": GOOD.replace("0.25", '"fast"'),
     "not a number": GOOD.replace("0.25", "NaN"),
@@ -229,7 +231,8 @@ def test_auto_and_explain_follow_the_table(folder, winner):
         assert explanation.chosen[direction] == winner
         names = [dispatch.choose(case, direction, b).NAME for b in ("auto", loser)]
         assert names == [winner, loser]
-    line = f"    not {loser}: {winner} measured faster: 1.5 ms against 2 ms for {records[0]}"
+    where = "measured faster (a processor, 2 threads)"
+    line = f"    not {loser}: {winner} {where}: 1.5 ms against 2 ms for {records[0]}"
     assert str(explanation).splitlines().count(line) == 3
 
 
@@ -237,7 +240,7 @@ def test_auto_and_explain_follow_the_table(folder, winner):
 def test_shipped_table_holds_every_layer_of_the_suites(suite):
     table = tuning.read(CHECKOUT / "resnext_kernels" / "tuned" / "cpu.json")
     for made in suites.cases_of(suite, DIRECTIONS, suites.DTYPES.values(), (1, 8)):
-        known = table[tuning.hardware("avx512_bf16", dtype_name(made.dtype))]
+        known = table[tuning.hardware("avx512_bf16", dtype_name(made.dtype))].records
         for last in (True, False):
             wanted = made.layer.problem(made.batch, made.dtype, channels_last=last)
             record = Measured.of(wanted, made.direction)
@@ -274,14 +277,14 @@ def test_table_is_made_from_results_of_the_benchmark(folder, monkeypatch):
         paths[-1].write_text(json.dumps(result))
     script.main([str(path) for path in paths])
     table = tuning.read(folder / "cpu.json")
-    assert {name: len(found) for name, found in table.items()} == {"avx512": 3, "avx2": 2}
-    times = {(r.direction, r.layout): (r.ours, r.aten) for r in table["avx512"]}
+    assert {name: len(found.records) for name, found in table.items()} == {"avx512": 3, "avx2": 2}
+    times = {(r.direction, r.layout): (r.ours, r.aten) for r in table["avx512"].records}
     assert times == {
         ("fprop", "channels_last"): (1.0, 4.0),
         ("fprop", "contiguous"): (5.0, 6.0),
         ("dgrad", "channels_last"): (2.0, 4.0),
     }
-    assert table["avx512"][0] == Measured.of(cases["fprop"].problem, "fprop", 1.0, 4.0)
+    assert table["avx512"].records[0] == Measured.of(cases["fprop"].problem, "fprop", 1.0, 4.0)
     # Measured anew, one problem is replaced and the others stay.
     ours, aten = measured(cases["fprop"], {"cpu": 0.5, "aten": 4.5})
     result = result_of([ours, aten])
@@ -289,9 +292,9 @@ def test_table_is_made_from_results_of_the_benchmark(folder, monkeypatch):
     paths[0].write_text(json.dumps(result))
     script.main([str(paths[0])])
     table = tuning.read(folder / "cpu.json")
-    assert {name: len(found) for name, found in table.items()} == {"avx512": 3, "avx2": 2}
+    assert {name: len(found.records) for name, found in table.items()} == {"avx512": 3, "avx2": 2}
     assert times | {("fprop", "channels_last"): (0.5, 4.5)} == {
-        (r.direction, r.layout): (r.ours, r.aten) for r in table["avx512"]
+        (r.direction, r.layout): (r.ours, r.aten) for r in table["avx512"].records
     }
 
 
@@ -306,7 +309,7 @@ def test_a_table_for_every_backend_that_was_measured(folder):
     path.write_text(json.dumps(result))
     update_tuned().main([str(path)])
     assert [p.name for p in folder.glob("*.json")] == ["cuda.json"]
-    (record,) = tuning.read(folder / "cuda.json")["sm_90 a GPU"]
+    (record,) = tuning.read(folder / "cuda.json")["sm_90 a GPU"].records
     assert record == Measured.of(made.problem, "dgrad", 1.0, 4.0)
 
 
