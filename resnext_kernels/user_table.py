@@ -58,8 +58,9 @@ def folder() -> Path:
     """
     if own := os.environ.get(FOLDER):
         return Path(own).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "resnext_kernels"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # Its specification has relative paths ignored.
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "resnext_kernels"
 
 
 def path_of(backend: str, device: str) -> Path:

@@ -166,6 +166,7 @@ def test_an_unknown_home_is_told(monkeypatch, capsys):
         ({user_table.FOLDER: "/a/b", "XDG_CACHE_HOME": "/c"}, "/a/b"),
         ({user_table.FOLDER: "", "XDG_CACHE_HOME": "/c"}, "/c/resnext_kernels"),
         ({user_table.FOLDER: "", "XDG_CACHE_HOME": ""}, "/home/me/.cache/resnext_kernels"),
+        ({user_table.FOLDER: "", "XDG_CACHE_HOME": "c/d"}, "/home/me/.cache/resnext_kernels"),
     ],
 )
 def test_folder(variables, expected, monkeypatch):
