@@ -231,15 +231,23 @@ def import_torch() -> ModuleType | None:
     return torch
 
 
-def find_compiler(environ: Mapping[str, str]) -> list[str]:
-    """The command of the C++ compiler; SystemExit where it is missing."""
-    command = shlex.split(environ.get("CXX", "c++"))
-    if not command or shutil.which(command[0], path=environ.get("PATH")) is None:
+def find_compiler(environ: Mapping[str, str]) -> str:
+    """The C++ compiler; SystemExit where it is no program: torch's build takes no several words."""
+    named = environ.get("CXX", "c++")
+    if shutil.which(named, path=environ.get("PATH")) is None:
         raise SystemExit(
-            f"{PACKAGE}: no C++ compiler: {shlex.join(command)!r} is not on PATH. "
-            "Install g++ or clang++, or name one in the environment variable CXX."
+            f"{PACKAGE}: CXX={named!r}: expected one program on PATH. Install g++ or clang++; put "
+            "flags into CXXFLAGS, and name ccache by its own link, such as /usr/lib/ccache/g++."
         )
-    return command
+    return named
+
+
+def split_flags(name: str, environ: Mapping[str, str]) -> list[str]:
+    """The flags in an environment variable; SystemExit where a quote is not closed."""
+    try:
+        return shlex.split(environ.get(name, ""))
+    except ValueError as error:
+        raise SystemExit(f"{PACKAGE}: {name}={environ[name]!r}: {error}; expected flags") from error
 
 
 class BuildWithoutTorch(build_ext):
@@ -280,7 +288,11 @@ def build_command(plan: CudaPlan) -> type[build_ext]:
                 # Neither a failed build nor one without CUDA may leave an older library to load.
                 for name in ("_cpu.so", "_cuda.so"):
                     (HERE / PACKAGE / name).unlink(missing_ok=True)
-            say(f"building the CPU library with {shlex.join(find_compiler(os.environ))}")
+            cxx = find_compiler(os.environ)
+            # Here, as setuptools reads them, too, and fails at length.
+            self.compile_command = [cxx, *split_flags("CXXFLAGS", os.environ)]
+            self.link_command = [cxx, "-shared", *split_flags("LDFLAGS", os.environ)]
+            say(f"building the CPU library with {cxx}")
             say(f"{'building' if plan.home else 'not building'} the CUDA library: {plan.reason}")
             super().run()
             for extension in self.extensions:
@@ -289,12 +301,10 @@ def build_command(plan: CudaPlan) -> type[build_ext]:
 
         def build_extensions(self) -> None:
             # The flags that this Python was compiled with have no say over the kernels.
-            cxx = find_compiler(os.environ)
-            compile = [*cxx, *shlex.split(os.environ.get("CXXFLAGS", ""))]
-            link = [*cxx, "-shared", *shlex.split(os.environ.get("LDFLAGS", ""))]
+            cxx = self.link_command[:1]
             self.compiler.set_executables(
-                compiler_so=compile, compiler_so_cxx=compile,
-                compiler_cxx=cxx, linker_so_cxx=link, linker_exe_cxx=cxx,
+                compiler_so=self.compile_command, compiler_so_cxx=self.compile_command,
+                compiler_cxx=cxx, linker_so_cxx=self.link_command, linker_exe_cxx=cxx,
             )  # fmt: skip
             super().build_extensions()
 
@@ -315,7 +325,8 @@ class Wheel(bdist_wheel):
 
 def main() -> None:
     # ninja may be installed beside this Python while PATH does not lead there.
-    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    path = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])
     torch = import_torch()
     home = find_cuda_home(os.environ, CONVENTIONAL_CUDA_HOME)
     plan = plan_cuda(os.environ, home, torch.version.cuda if torch else None)

@@ -141,6 +141,25 @@ def test_plan_cuda_without_nvcc(setup_script: ModuleType, environ: dict[str, str
     assert environ.get("CUDA_HOME", "on PATH") in plan.reason
 
 
-def test_missing_compiler(setup_script: ModuleType) -> None:
-    with pytest.raises(SystemExit, match="'no-such-c[+]{2}' is not on PATH. Install g"):
-        setup_script.find_compiler({"CXX": "no-such-c++", "PATH": os.environ["PATH"]})
+@pytest.mark.parametrize("named", ["no-such-c++", "", "ccache c++", 'c++ "-O3'])
+def test_what_is_no_compiler(setup_script: ModuleType, named: str) -> None:
+    expected = re.escape(f"CXX={named!r}: expected one program on PATH. Install g++ or clang++; ")
+    with pytest.raises(SystemExit, match=f"^resnext_kernels: {expected}.*CXXFLAGS.*[.]$"):
+        setup_script.find_compiler({"CXX": named, "PATH": os.environ["PATH"]})
+
+
+def test_flags_with_a_quote_that_is_not_closed(setup_script: ModuleType) -> None:
+    assert setup_script.split_flags("LDFLAGS", {}) == []
+    assert setup_script.split_flags("CXXFLAGS", {"CXXFLAGS": "-g '-DA=a b'"}) == ["-g", "-DA=a b"]
+    expected = re.escape("""CXXFLAGS="-DA='a": No closing quotation; expected flags""")
+    with pytest.raises(SystemExit, match=f"^resnext_kernels: {expected}$"):
+        setup_script.split_flags("CXXFLAGS", {"CXXFLAGS": "-DA='a"})
+
+
+def test_without_path_the_usual_folders_are_searched(setup_script: ModuleType, monkeypatch) -> None:
+    monkeypatch.delenv("PATH")
+    monkeypatch.setattr(setup_script, "import_torch", lambda: None)
+    monkeypatch.setattr(setup_script, "setup", lambda **options: None)
+    monkeypatch.setenv("RESNEXT_KERNELS_SKIP_CUDA_BUILD", "1")
+    setup_script.main()
+    assert os.environ["PATH"].endswith(f"{os.pathsep}{os.defpath}")
