@@ -194,6 +194,16 @@ def test_a_case_that_fails_as_a_whole_stops_no_other(monkeypatch):
     assert found["auto, tiny float32 batch 2"] == "RuntimeError: launch failed"
 
 
+def test_peaks_that_cannot_be_measured_end_nothing(monkeypatch):
+    def fails(device):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(peaks, "_copy_gbps", fails)
+    result = run()
+    assert result["skipped"] == {"peaks": "RuntimeError: out of memory"}
+    assert all(r["ms_median"] and r["roofline_fraction"] is None for r in result["records"])
+
+
 def test_an_interrupted_run_keeps_what_is_done():
     def progress(text):
         if text.startswith("tiny float32 batch 2: auto ready"):
