@@ -21,7 +21,7 @@ from . import ops
 from .functional import is_onnx_export
 from .nn import GroupedConv2d
 from .plain import is_plain, is_plain_thread, is_transformed
-from .problem import Convolution, ProblemError
+from .problem import Convolution, ProblemError, as_pair
 
 Layouts = dict[tuple[torch.Size, int], Tensor]  # of a weight, by the input's shape and threads
 _MOST_LAYOUTS = 2  # of a weight: for full batches and the last one
@@ -140,12 +140,16 @@ def become_fused(conv: Any) -> None:
 
 
 def _bring_up_to_date(conv: Any) -> None:
-    """Have pairs for settings, and paddings of the four sides, where these were changed after
-    construction, as code does that trades stride for dilation: torch reads them in each call."""
+    """Have pairs for settings, and paddings of the four sides, where these are tuples of one, or
+    were changed after construction, as code does that trades stride for dilation: torch reads them
+    in each call."""
     (out_channels, in_width), kernel_size = conv.weight.shape[:2], tuple(conv.weight.shape[2:])
     padding = conv.padding if conv.padding_mode == "zeros" else 0
+    if not isinstance(padding, str):
+        padding = as_pair("padding", padding, 0)
+    stride, dilation = as_pair("stride", conv.stride, 1), as_pair("dilation", conv.dilation, 1)
     made = nn.Conv2d(
-        in_width * conv.groups, out_channels, kernel_size, conv.stride, padding, conv.dilation,
+        in_width * conv.groups, out_channels, kernel_size, stride, padding, dilation,
         conv.groups, device="meta",
     )  # fmt: skip
     conv.kernel_size, conv.stride, conv.dilation = made.kernel_size, made.stride, made.dilation

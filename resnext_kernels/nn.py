@@ -69,7 +69,10 @@ class GroupedConv2d(torch.nn.Conv2d):
 
 
 def _pair(setting: BroadcastingList2[int]) -> list[int]:
-    """A setting that was changed to an int, as a pair; TorchScript makes one of it at the call."""
+    """A setting that is a tuple of one, or was changed to an int, as a pair.
+
+    TorchScript makes one of an int at the call.
+    """
     if isinstance(setting, int):
         return [setting, setting]
-    return list(setting)
+    return [setting[0], setting[-1]]

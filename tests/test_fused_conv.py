@@ -232,3 +232,12 @@ def test_transforms_and_other_recorders():
     assert relative_error(torch.fx.symbolic_trace(fast)(x), ref) < 1e-12
     assert relative_error(torch.jit.trace(fast, x)(x), ref) < 1e-12
     assert relative_error(fast.conv1(x[0]), fast.conv1(x[:1])[0]) < 1e-12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [1, 2])
+def test_settings_that_are_tuples_of_one(groups):
+    """As torch takes them: for height and width alike."""
+    conv = nn.Conv2d(8, 8, 3, stride=(2,), padding=(1,), dilation=(1,), groups=groups)
+    model, x = nn.Sequential(conv, nn.BatchNorm2d(8)).eval(), torch.randn(2, 8, 9, 9)
+    assert relative_error(rk.optimize_for_inference(model)(x), model(x)) < 1e-5

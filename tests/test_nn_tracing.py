@@ -14,6 +14,7 @@ SETTINGS = [
     dict(kernel_size=3, padding=(1, 2), stride=2),
     dict(kernel_size=(3, 4), padding="same", dilation=2),
     dict(kernel_size=3, padding="valid"),
+    dict(kernel_size=3, padding=(1,), stride=(2,), dilation=(1,)),
     dict(kernel_size=3, padding=1, padding_mode="reflect"),
     dict(kernel_size=4, padding="same", padding_mode="circular"),
 ]
