@@ -78,11 +78,8 @@ class FusedConv2d(nn.Conv2d):
         weight = self.weight.detach()
         version = weight._version
         packed_of, packed_version, layouts = self._packed
-        if (
-            packed_of is None
-            or packed_of.data_ptr() != weight.data_ptr()
-            or packed_version != version
-        ):
+        # A view of the same memory, as pruning of channels assigns, is another weight.
+        if packed_of is None or not packed_of.is_set_to(weight) or packed_version != version:
             layouts = {}
         kernel = input.shape, torch.get_num_threads()
         packed = layouts.get(kernel)

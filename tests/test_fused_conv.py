@@ -241,3 +241,18 @@ def test_settings_that_are_tuples_of_one(groups):
     conv = nn.Conv2d(8, 8, 3, stride=(2,), padding=(1,), dilation=(1,), groups=groups)
     model, x = nn.Sequential(conv, nn.BatchNorm2d(8)).eval(), torch.randn(2, 8, 9, 9)
     assert relative_error(rk.optimize_for_inference(model)(x), model(x)) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [lambda w: w[:4], lambda w: w.mT], ids=["pruned", "transposed"])
+def test_weight_replaced_by_a_view_of_it(change):
+    """It begins where the old one did, which had been laid out."""
+    model, x = nn.Sequential(nn.Conv2d(8, 8, 3, bias=False)).eval(), torch.randn(2, 8, 9, 9)
+    fast = rk.optimize_for_inference(model)
+    fast(x)
+    conv = fast.get_submodule("0")
+    conv.weight = nn.Parameter(change(conv.weight), requires_grad=False)
+    out = fast(x)
+    expected = nn.functional.conv2d(x, change(model[0].weight))
+    assert out.shape == expected.shape
+    assert relative_error(out, expected) < 1e-5
