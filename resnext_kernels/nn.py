@@ -75,4 +75,6 @@ def _pair(setting: BroadcastingList2[int]) -> list[int]:
     """
     if isinstance(setting, int):
         return [setting, setting]
-    return [setting[0], setting[-1]]
+    if len(setting) == 1:
+        return [setting[0], setting[0]]
+    return list(setting)

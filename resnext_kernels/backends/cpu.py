@@ -19,12 +19,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
 # Each thread keeps the packed weights of a group: 4 MiB, more where its channels fill no vectors.
 _MOST_WEIGHTS = 1 << 20
-_LEAST_WIDTH = 16  # of AVX-512's vectors, which narrow groups share
 # Of stride, padding and dilation: a thread keeps the rows from a kernel's first tap to its last,
 # padded, be they in the image or not.
 _MOST_STEP = 1 << 8
-# Of them for a group: 256 MiB a thread.
+# Of the values in these rows, for a group: 256 MiB a thread.
 _MOST_ROW_WORDS = 1 << 26
+_LEAST_WIDTH = 16  # of AVX-512's vectors, which narrow groups share
 
 
 def not_supported_reasons(problem: ConvProblem) -> list[str]:
@@ -83,7 +83,6 @@ def fprop(
     weight = _filters(weight)
     if bias is not None:
         bias = bias.contiguous()
-
     out = _empty(problem.output_shape, problem)
     if residual is not None and not residual.is_contiguous():
         residual = residual.contiguous(memory_format=torch.channels_last)
