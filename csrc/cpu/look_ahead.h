@@ -3,8 +3,6 @@
 // what is going to be written.
 #pragma once
 
-constexpr int64_t kLineBytes = 64;
-
 // Some rows of pixels, of which each of many parts of a computation asks for its share.
 class LookAhead {
  public:

@@ -27,11 +27,9 @@ void check_like(const Tensor& t, Element element, const char* name) {
                   " is not of the dtype and the device of the others");
 }
 
-int64_t element_bytes(const Tensor& t) { return element_of(t) == Element::f32 ? 4 : 2; }
-
 // Dense ones.
 int64_t image_bytes(const Tensor& t) {
-  return t.size(1) * t.size(2) * t.size(3) * element_bytes(t);
+  return t.size(1) * t.size(2) * t.size(3) * element_bytes(element_of(t));
 }
 
 PixelStrides pixel_strides(const Tensor& t) {
@@ -93,7 +91,6 @@ void check_dense(const Tensor& t, const Ints& nchw, const char* name) {
 
 // 32-bit words, in whole cache lines, of a copy of some images; none where they need no copy.
 int64_t copy_words(const Tensor& t, int64_t images) {
-  constexpr int64_t kLineBytes = 64;
   const int64_t lines = (images * image_bytes(t) + kLineBytes - 1) / kLineBytes;
   return is_in_planes(t) ? lines * kLineBytes / 4 : 0;
 }

@@ -19,7 +19,7 @@ struct Relayout {
   int64_t column_blocks() const { return (columns + kBlock - 1) / kBlock; }
   // Of `count` images from `first` on.
   Relayout part(int64_t first, int64_t count) const {
-    const int64_t bytes = element == Element::f32 ? 4 : 2;
+    const int64_t bytes = element_bytes(element);
     Relayout r = *this;
     r.images = count;
     if (src) r.src = static_cast<const char*>(src) + first * src_image * bytes;

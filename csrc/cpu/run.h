@@ -67,8 +67,10 @@ void run(const Relayout& r) {
 
 // `count` images from `first` on: as they lie or, of a tensor in planes, the copy that it makes.
 const void* read(const Tensor& t, int64_t first, int64_t count, float* copy) {
-  if (!is_in_planes(t))
-    return static_cast<const char*>(t.const_data_ptr()) + first * t.stride(0) * element_bytes(t);
+  if (!is_in_planes(t)) {
+    const int64_t bytes = first * t.stride(0) * element_bytes(element_of(t));
+    return static_cast<const char*>(t.const_data_ptr()) + bytes;
+  }
   Relayout r = from_planes(t).part(first, count);
   r.dst = copy;
   run(r);

@@ -10,7 +10,11 @@
 
 namespace rnk::cpu {
 
+constexpr int64_t kLineBytes = 64;  // of the caches
+
 enum class Element { f32, bf16 };
+
+constexpr int64_t element_bytes(Element element) { return element == Element::f32 ? 4 : 2; }
 
 // One axis of the mapping from destination index to source index.
 struct TapAxis {
