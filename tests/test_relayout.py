@@ -22,15 +22,21 @@ FORMATS = torch.channels_last, torch.contiguous_format
 @pytest.mark.parametrize("channels", [2, 15, 16, 64, 67, 130])
 @pytest.mark.parametrize("size", [(1, 2), (3, 5), (8, 8), (1, 67), (131, 1), (9, 15)], ids=str)
 def test_images_in_planes_give_the_same(channels, size, dtype):
-    """Not a bit of a copy is another: sums are those of channels_last, denormals not lost."""
+    """Not a bit of a copy is another: sums are those of channels_last, denormals not lost.
+
+    The results are no denormals: some processors' conversion to bfloat16 makes those zero.
+    """
     case = problem(1, groups=channels, batch=3, size=size, kernel=(1, 1), padding=(0, 0))
     input, weight = (randn(shape, dtype) for shape in operand_shapes(case, "fprop"))
     input[1] *= 2.0**-130
+    weight *= 2.0**40
     results = [
         run(case, "fprop", "cpu", images, weight)
         for images in (input, input.contiguous(memory_format=torch.channels_last))
     ]
     assert torch.equal(*results)
+    for result, expected in zip(results[0], truth(case, "fprop", input, weight), strict=True):
+        assert numerics.relative_error(result, expected) < TOLERANCES[dtype]
 
 
 @DTYPES
@@ -81,8 +87,6 @@ def test_images_of_a_slice(dtype):
     input, weight = (randn(shape, dtype) for shape in operand_shapes(case, "fprop"))
     wide = randn((6, 40, 9, 8), dtype)
     wide[::2, 7:27] = input
-    result = run(case, "fprop", "cpu", wide[::2, 7:27], weight)
-    assert torch.equal(result, run(case, "fprop", "cpu", input, weight))
-    expanded = input[:1, :1].expand(input.shape)
-    result = run(case, "fprop", "cpu", expanded, weight)
-    assert torch.equal(result, run(case, "fprop", "cpu", expanded.contiguous(), weight))
+    for images in (wide[::2, 7:27], input[:1, :1].expand(input.shape)):
+        result = run(case, "fprop", "cpu", images, weight)
+        assert numerics.error(case, "fprop", result, images, weight) < TOLERANCES[dtype]
