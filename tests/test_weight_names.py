@@ -8,7 +8,7 @@ from torch import nn
 
 from resnext_kernels import models
 from resnext_kernels.models import load_weights
-from resnext_kernels.models.weights import canonical_state_dict
+from resnext_kernels.models.weight_names import canonical_state_dict
 
 
 class Both(nn.ModuleList):
