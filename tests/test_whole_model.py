@@ -15,7 +15,7 @@ from tiny_suite import FIELDS
 from torch.utils.flop_counter import FlopCounterMode
 
 import resnext_kernels as rk
-from resnext_kernels.bench import peaks, report, runner, timing, whole_model
+from resnext_kernels.bench import peaks, report, runner, subjects, timing, whole_model
 from resnext_kernels.bench.model_implementations import (
     COMPILED,
     INDUCTOR,
@@ -25,7 +25,7 @@ from resnext_kernels.bench.model_implementations import (
 )
 
 EAGER = ("torch:channels_last", "torch:contiguous")
-SIZES = whole_model._SIZES
+SIZES = subjects._SIZES
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def small(monkeypatch):
     family = rk.models
     monkeypatch.setattr(family, "tiny", partial(tiny, layers=(1, 2), stem="cifar"), raising=False)
     monkeypatch.setattr(family, "__all__", [*family.__all__, "tiny"])
-    monkeypatch.setattr(whole_model, "_SIZES", {1: 17, 2: 17})
+    monkeypatch.setattr(subjects, "_SIZES", {1: 17, 2: 17})
     monkeypatch.setattr(whole_model, "_REST", 0)
     monkeypatch.setattr(timing, "_MAX_ROUNDS", 1)
     monkeypatch.setitem(peaks._SIZES, "cpu", peaks._Sizes(32, 1 << 16))
@@ -57,7 +57,7 @@ def wrong(known, name: str, value: float):
 
 
 def bound(implementation, dtype=torch.float32):
-    subject = whole_model._Subject.make("tiny", 3, "cpu")
+    subject = subjects.Subject.make("tiny", 3, "cpu")
     return implementation.bind(subject.model.to(dtype), subject.images.to(dtype)), subject.logits
 
 
@@ -106,8 +106,8 @@ def test_what_inductor_compiles_is_measured_beside_its_peer(monkeypatch):
 )  # fmt: skip
 def test_work_is_the_models(monkeypatch, name, size, gmac):
     """torchvision publishes the multiply-adds of each model for ImageNet."""
-    monkeypatch.setattr(whole_model, "_SIZES", SIZES)
-    layers = whole_model.layers(name)
+    monkeypatch.setattr(subjects, "_SIZES", SIZES)
+    layers = subjects.layers(name)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         getattr(rk.models, name)().eval()(torch.empty(1, 3, size, size))
     flops = sum(layer.flops for layer in layers)
@@ -172,8 +172,8 @@ def test_an_implementation_that_fails_is_recorded_so(monkeypatch, known, name):
 
 def test_a_case_that_fails_as_a_whole_stops_no_other(monkeypatch):
     """And times that cannot be had make no result wrong."""
-    make, interleaved = whole_model._Subject.make, whole_model.interleaved
-    subjects = iter([RuntimeError("out of memory"), None])
+    make, interleaved = subjects.Subject.make, whole_model.interleaved
+    makes = iter([RuntimeError("out of memory"), None])
     rounds = iter([RuntimeError("launch failed"), None])
 
     def failing_first(real, outcomes):
@@ -184,7 +184,7 @@ def test_a_case_that_fails_as_a_whole_stops_no_other(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(whole_model._Subject, "make", failing_first(make, subjects))
+    monkeypatch.setattr(subjects.Subject, "make", failing_first(make, makes))
     monkeypatch.setattr(whole_model, "interleaved", failing_first(interleaved, rounds))
     result = run(batches=(1, 2, 3))
     parity = {(r["batch"], r["parity"]) for r in result["records"]}
@@ -225,7 +225,7 @@ def test_unknown_names_are_refused():
 
 def test_models_are_measured_as_they_are_given():
     """No implementation changes the model that the next one is given."""
-    subject = whole_model._Subject.make("tiny", 2, "cpu")
+    subject = subjects.Subject.make("tiny", 2, "cpu")
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}
     for implementation in (*OURS.values(), *(PEERS[name] for name in EAGER)):
         implementation.bind(subject.model, subject.images)
@@ -240,7 +240,7 @@ def test_models_are_measured_as_they_are_given():
 def test_compiled_models_are_frozen(monkeypatch, name):
     monkeypatch.undo()
     monkeypatch.setattr(rk.models, "tiny", partial(tiny, layers=(1,), stem="cifar"), raising=False)
-    monkeypatch.setattr(whole_model, "_SIZES", {1: 17, 2: 17})
+    monkeypatch.setattr(subjects, "_SIZES", {1: 17, 2: 17})
     forward, logits = bound({**OURS, **PEERS}[name])
     assert runner.relative_error(forward(), logits) < 1e-5
     stem = next(forward.func.parameters())
@@ -263,7 +263,7 @@ def test_exported_models_are_right(name, modules):
 @torch.no_grad()
 def test_openvino_computes_in_bfloat16():
     pytest.importorskip("openvino")
-    subject = whole_model._Subject.make("tiny", 3, "cpu")
+    subject = subjects.Subject.make("tiny", 3, "cpu")
     model, images = subject.model.bfloat16(), subject.images.bfloat16()
     try:
         forward = PEERS["openvino"].bind(model, images)

@@ -7,16 +7,13 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from time import monotonic
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from .. import models as family
-from ..problem import ConvProblem, dtype_name
+from ..problem import dtype_name
 from ..verification.numerics import relative_error, tolerance
 from . import measurement
 from .failures import kept, reason_of
@@ -28,21 +25,16 @@ from .model_implementations import (
     Forward,
     ModelImplementation,
     NotAvailable,
-    on_torch,
 )
 from .peaks import Peaks, PeaksDict
 from .runner import INTERRUPTED, Record, Result, fastest_of_cudnn, result
+from .subjects import Subject, layers
 from .suites import WHOLE_MODELS
 from .timing import Timing, interleaved, keep_freed_memory
 from .work import Work, numbers
 
 # ResNet-50 has the complexity of ResNeXt-50 (table 1 of arXiv:1611.05431).
 MODELS = ("resnet50", "resnext50_32x4d", "resnext101_32x8d")
-# Height and width of the images in pixels, by the stride of the model's first convolution:
-# ImageNet's and CIFAR's.
-_SIZES = {2: 224, 1: 32}
-_CALIBRATION_IMAGES = 8
-_RESIDUAL_SCALE = 0.3
 _REST = 0.02  # seconds before each call on a CPU
 SECONDS = {"cpu": 5.0, "cuda": 1.0}  # for the timed rounds of one case
 
@@ -123,7 +115,7 @@ def run(
         for case in cases:
             try:
                 if subject is None or subject.name != case.model:
-                    subject = _Subject.make(case.model, max(batches), device)
+                    subject = Subject.make(case.model, max(batches), device)
                 done = _measure(case, subject, implementations, seconds, skipped, progress)
             except Exception as error:  # out of memory, say
                 reason = reason_of(error)
@@ -149,44 +141,9 @@ def _check(models: Sequence[str], batches: Sequence[int], peers: Sequence[str]) 
         raise ValueError(f"batches={batches!r}: expected at least one batch size")
 
 
-class _Subject(NamedTuple):
-    """A model in evaluation mode, images for it, and the logits that it has for them in float64."""
-
-    name: str
-    model: nn.Module
-    images: Tensor
-    logits: Tensor
-
-    @classmethod
-    def make(cls, name: str, batch: int, device: str) -> _Subject:
-        """Random weights, calibrated on images as smooth and as different as photographs are."""
-        count = max(batch, _CALIBRATION_IMAGES)
-        colours = torch.randn(count, 3, 1, 1)
-        with torch.device("meta"):
-            size = _image_size(_damped(name))
-        blurred = F.interpolate(torch.randn(count, 3, 14, 14), size=size, mode="bilinear")
-        images = (blurred + colours).to(device)
-        model = family.calibrated(partial(_damped, name), images[:_CALIBRATION_IMAGES])
-        logits = on_torch(model).double()(images[:batch].double())
-        return cls(name, model, images[:batch], logits)
-
-
-def _damped(name: str) -> nn.Module:
-    """A model whose residual branches add less than their random weights would.
-
-    At full size every block would magnify the rounding errors of those before, to 20% of the logits
-    in bfloat16, and a wrong result could not be told from them.
-    """
-    model: nn.Module = getattr(family, name)()
-    for module in model.modules():
-        if isinstance(module, family.Bottleneck):
-            nn.init.constant_(module.bn3.get_parameter("weight"), _RESIDUAL_SCALE)
-    return model
-
-
 def _measure(
     case: Case,
-    subject: _Subject,
+    subject: Subject,
     implementations: Sequence[ModelImplementation],
     seconds: float,
     skipped: dict[str, str],
@@ -236,44 +193,10 @@ def _tolerance(model: nn.Module, dtype: torch.dtype, device: str) -> float:
 
     Each convolution may have the error that a single one may have anywhere in this package. The
     layers' errors are independent of each other, so that their squares add up; what the network
-    multiplies them with is near 1, see `_damped`.
+    multiplies them with is near 1, see `subjects._damped`.
     """
     convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
     return tolerance(dtype, device) * math.sqrt(convolutions)
-
-
-def layers(name: str) -> list[ConvProblem]:
-    """Every convolution of a model for one image, and the classifier as one of 1x1 pixels."""
-    problems: list[ConvProblem] = []
-
-    def convolution(m: nn.Module, args: tuple[Tensor]) -> None:
-        assert isinstance(m, nn.Conv2d) and not isinstance(m.padding, str)
-        conv = (m.stride, m.padding, m.dilation, m.groups)
-        problems.append(ConvProblem.of(args[0], m.weight, *conv))
-
-    def classifier(m: nn.Module, args: tuple[Tensor]) -> None:
-        assert isinstance(m, nn.Linear)
-        weight = m.weight[:, :, None, None]
-        problems.append(
-            ConvProblem.of(args[0][:, :, None, None], weight, (1, 1), (0, 0), (1, 1), 1)
-        )
-
-    with torch.device("meta"):
-        model = getattr(family, name)().eval()
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_pre_hook(convolution)
-            elif isinstance(module, nn.Linear):
-                module.register_forward_pre_hook(classifier)
-        size = _image_size(model)
-        model(torch.empty(1, 3, size, size))
-    return problems
-
-
-def _image_size(model: nn.Module) -> int:
-    first = model.get_submodule("conv1")
-    assert isinstance(first, nn.Conv2d)
-    return _SIZES[first.stride[0]]
 
 
 def _records(measurements: Sequence[Measurement], peaks: PeaksDict) -> list[Record]:
