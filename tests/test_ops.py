@@ -1,4 +1,4 @@
-"""The operators beside `F.conv2d`: strides, dtypes, gradients, autocast, FLOPs, opcheck."""
+"""The operators beside `F.conv2d`: strides, dtypes, named padding, FLOPs, opcheck."""
 
 import subprocess
 import sys
@@ -19,12 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import resnext_kernels as rk
 from resnext_kernels import ops
-from resnext_kernels.backends import aten, cpu
 from resnext_kernels.problem import ConvProblem
 
 each_target = pytest.mark.parametrize(("backend", "device"), targets())
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
-MEMORY_FORMATS = [torch.contiguous_format, torch.channels_last]
 SHAPES = [
     problem(4),
     problem(8, batch=0),
@@ -41,14 +39,6 @@ SHAPES = [
 ]
 
 
-def conv(case: ConvProblem) -> tuple:
-    return case.stride, case.padding, case.dilation, case.groups
-
-
-def leaf(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().requires_grad_()
-
-
 def described(tensor: torch.Tensor) -> tuple:
     """Shape, dtype, and the strides that tell of a layout: not those of sizes below 2."""
     strides = [s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
@@ -56,7 +46,7 @@ def described(tensor: torch.Tensor) -> tuple:
 
 
 @pytest.mark.parametrize("case", SHAPES, ids=str)
-@pytest.mark.parametrize("weight_format", MEMORY_FORMATS, ids=str)
+@pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(
     "dtype", [*TOLERANCES, torch.float64, torch.complex64], ids=lambda d: str(d)[6:]
 )
@@ -68,8 +58,8 @@ def test_results_look_like_those_of_conv2d(case, dtype, layout, weight_format):
     bias = randn((case.out_channels, 1, 1, 1), dtype).flatten()
     seen = []
     for function in (F.conv2d, rk.grouped_conv2d):
-        operands = [leaf(t) for t in (input, weight, bias)]
-        output = function(*operands, *conv(case))
+        operands = [t.detach().requires_grad_() for t in (input, weight, bias)]
+        output = function(*operands, *case.convolution)
         output.backward(torch.ones_like(output))
         seen.append([output.stride(), *map(described, [output, *(t.grad for t in operands)])])
     assert seen[0] == seen[1]
@@ -92,136 +82,6 @@ def test_named_padding_and_unbatched_input(backend, device, shape, kernel, paddi
     assert relative_error(out, expected) < TOLERANCES[torch.float32]
 
 
-def gradients_through(function, grad_through, operands, case, options):
-    operands = [leaf(t) for t in operands]
-    grad_through(function(*operands, *conv(case), **options)).backward()
-    return [t.grad for t in operands]
-
-
-GRAD_THROUGH = {
-    "sum": lambda y: y.sum(),
-    "mean over pixels": lambda y: y.mean((2, 3)).square().sum(),
-    "expanded": lambda y: (y + y[:1].detach()).sum((0, 2)).square().sum(),
-    "cat": lambda y: torch.cat([y, y.sin()], 1).square().sum(),
-    "split": lambda y: sum((i + 1) * t.sum() for i, t in enumerate(y.chunk(2, 1))),
-    "permuted": lambda y: y.permute(3, 2, 1, 0).contiguous().square().sum(),
-    "window": lambda y: y[:, 1:, ::2, 1:-1].square().sum(),
-    "channels_last": lambda y: y.contiguous(memory_format=torch.channels_last).square().sum(),
-}
-
-
-@pytest.mark.parametrize("way", GRAD_THROUGH)
-@pytest.mark.parametrize("memory_format", MEMORY_FORMATS, ids=str)
-@pytest.mark.parametrize(
-    "case", [problem(4, size=(6, 8)), problem(3, 5, stride=(2, 1), size=(9, 8))], ids=str
-)
-@each_target
-def test_gradients_of_any_strides(backend, device, case, memory_format, way):
-    """The strides that autograd gives to the output's gradient are whatever follows leaves."""
-    skip_unless_loaded(backend, device, case)
-    input = randn(case.input_shape, torch.float32, device=device)
-    input = input.contiguous(memory_format=memory_format)
-    weight = randn(case.weight_shape, torch.float32, device=device)
-    bias = torch.randn(case.out_channels, device=device)
-    operands, through = [input, weight, bias], GRAD_THROUGH[way]
-    doubled = [t.double().cpu() for t in operands]
-    expected = gradients_through(F.conv2d, through, doubled, case, {})
-    grads = gradients_through(rk.grouped_conv2d, through, operands, case, {"backend": backend})
-    for grad, truth in zip(grads, expected, strict=True):
-        assert relative_error(grad, truth) < TOLERANCES[torch.float32]
-
-
-@pytest.mark.parametrize("memory_format", MEMORY_FORMATS, ids=str)
-@pytest.mark.parametrize("bias", [False, True])
-def test_gradcheck(memory_format, bias):
-    case = problem(2, 3, batch=2, size=(4, 3), stride=(2, 1), dilation=(1, 2))
-    operands = [randn(case.input_shape, torch.float64).contiguous(memory_format=memory_format)]
-    operands.append(randn(case.weight_shape, torch.float64))
-    operands += [torch.randn(case.out_channels, dtype=torch.float64)] if bias else []
-    operands = [leaf(t) for t in operands]
-
-    def function(input, weight, bias=None):
-        return rk.grouped_conv2d(input, weight, bias, *conv(case))
-
-    assert torch.autograd.gradcheck(function, operands)
-    assert torch.autograd.gradgradcheck(function, operands)
-
-
-@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
-def test_gradcheck_of_fused(activation):
-    case = problem(2, 3, batch=2, size=(4, 3))
-    shapes = (case.input_shape, case.weight_shape, (case.out_channels,), case.output_shape)
-    operands = [leaf(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
-
-    def function(*operands):
-        return ops.grouped_conv2d_fused(*operands, *conv(case), activation, "auto")
-
-    assert torch.autograd.gradcheck(function, operands)
-    assert torch.autograd.gradgradcheck(function, operands)
-
-
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize(
-    "case", [problem(8, 16, size=(6, 5)), problem(8, 4, size=(6, 5), stride=(2, 1))], ids=str
-)
-@each_target
-def test_double_backward(backend, device, case, dtype, wanted):
-    """A penalty on the gradients named by ``wanted``, differentiated by all operands."""
-    skip_unless_loaded(backend, device, case)
-    input, weight = (randn(s, dtype, device=device) for s in (case.input_shape, case.weight_shape))
-    bias = torch.randn(case.out_channels, dtype=dtype, device=device)
-    grad = randn(case.output_shape, dtype, device=device)
-
-    def penalised(function, *operands):
-        operands = [leaf(t) for t in operands]
-        output = function(*operands[:3], *conv(case))
-        grads = torch.autograd.grad(output, operands[:3], operands[3], create_graph=True)
-        sum(grads[i].square().sum() for i in wanted).backward()
-        return [t.grad for t in operands]
-
-    def served(*args):
-        return rk.grouped_conv2d(*args, backend=backend)
-
-    operands = [input, weight, bias, grad]
-    expected = penalised(F.conv2d, *(t.double().cpu() for t in operands))
-    for out, truth in zip(penalised(served, *operands), expected, strict=True):
-        assert (out is None) == (truth is None)
-        if truth is not None:
-            assert relative_error(out, truth) < TOLERANCES[dtype]
-
-
-def test_backward_twice_gives_the_same():
-    input, weight = leaf(torch.randn(2, 8, 7, 7)), leaf(torch.randn(8, 4, 3, 3))
-    output = rk.grouped_conv2d(input, weight, None, 1, 1, 1, 2)
-    grad = torch.randn_like(output)
-    first = torch.autograd.grad(output, (input, weight), grad, retain_graph=True)
-    second = torch.autograd.grad(output, (input, weight), grad)
-    assert all(map(torch.equal, first, second))
-
-
-@pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1)], ids=str)
-def test_gradients_nobody_needs_are_not_computed(monkeypatch, needs):
-    done = []
-    for backend in (aten, cpu):
-        for direction in ("dgrad", "wgrad"):
-            monkeypatch.setattr(backend, direction, _recorded(done, getattr(backend, direction)))
-    operands = [torch.randn(2, 8, 7, 7), torch.randn(8, 4, 3, 3), torch.randn(8)]
-    for operand, needed in zip(operands, needs, strict=True):
-        operand.requires_grad_(bool(needed))
-    rk.grouped_conv2d(*operands, 1, 1, 1, 2).square().sum().backward()
-    assert [t.grad is not None for t in operands] == [bool(n) for n in needs]
-    assert done == [name for name, needed in zip(("dgrad", "wgrad"), needs, strict=False) if needed]
-
-
-def _recorded(done: list[str], function):
-    def wrapper(*args):
-        done.append(function.__name__)
-        return function(*args)
-
-    return wrapper
-
-
 def test_another_backend_for_the_same_shapes_is_asked_anew():
     case = problem(8, groups=3)
     input, weight = (randn(s, torch.float16) for s in (case.input_shape, case.weight_shape))
@@ -234,30 +94,13 @@ def test_another_backend_for_the_same_shapes_is_asked_anew():
         ops.grouped_conv2d_backward(*backward, "cpu")
 
 
-def test_nothing_is_recorded_without_grad():
-    weight = leaf(torch.randn(8, 4, 3, 3))
-    with torch.no_grad():
-        assert not rk.grouped_conv2d(torch.randn(1, 8, 5, 5), weight, groups=2).requires_grad
-    with torch.inference_mode():
-        assert rk.grouped_conv2d(torch.randn(1, 8, 5, 5), weight, groups=2).is_inference()
-
-
-def test_relu_of_fused_stops_infinite_gradients():
-    """Where the activation is off the gradient is 0, whatever arrives: never inf * 0."""
-    input, weight = torch.ones(1, 2, 2, 2), leaf(-torch.ones(2, 1, 1, 1))
-    out = ops.grouped_conv2d_fused(
-        input, weight, None, None, (1, 1), (0, 0), (1, 1), 2, "relu", "auto"
-    )
-    out.backward(torch.full_like(out, float("inf")))
-    assert torch.equal(weight.grad, torch.zeros_like(weight))
-
-
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_flops(groups):
     """As torch counts them, save that it counts a grouped weight gradient ``groups`` times."""
     counts = {}
     for function in (F.conv2d, rk.grouped_conv2d):
-        input, weight = leaf(torch.randn(2, 8, 9, 7)), leaf(torch.randn(16, 8 // groups, 3, 3))
+        shapes = (2, 8, 9, 7), (16, 8 // groups, 3, 3)
+        input, weight = (torch.randn(shape, requires_grad=True) for shape in shapes)
         with FlopCounterMode(display=False) as counter:
             output = function(input, weight, None, 2, 1, 1, groups)
             forward = counter.get_total_flops()
@@ -299,9 +142,9 @@ def test_opcheck(layout, mask):
     input, weight, grad = opcheck_operands(layout, case)
     bias = torch.randn(case.out_channels, requires_grad=True)
     if mask is None:
-        torch.library.opcheck(ops.grouped_conv2d, (input, weight, bias, *conv(case), "auto"))
+        torch.library.opcheck(ops.grouped_conv2d, (input, weight, bias, *case.convolution, "auto"))
     else:
-        args = (grad, input, weight, *conv(case), mask, "auto")
+        args = (grad, input, weight, *case.convolution, mask, "auto")
         torch.library.opcheck(ops.grouped_conv2d_backward, args)
 
 
@@ -310,7 +153,7 @@ def test_opcheck(layout, mask):
 def test_opcheck_of_fused(layout, activation):
     case = OPCHECK_CASES[layout]
     input, weight, residual = opcheck_operands(layout, case)
-    args = (input, weight, None, residual, *conv(case), activation, "auto")
+    args = (input, weight, None, residual, *case.convolution, activation, "auto")
     torch.library.opcheck(ops.grouped_conv2d_fused, args)
 
 

@@ -74,7 +74,8 @@ def stages(out: Path, arch: str, sanitizer: str) -> list[Stage]:
         # Threads that turn while they wait would take the cores from the other processes.
         threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
         alike = threads | {"RESNEXT_KERNELS_TEST_SEED": seed}
-    tests = [f"tests/test_{stem}.py" for stem in ("gpu", "gpu_ops", "parity", "ops", "autocast")]
+    subjects = ("gpu", "gpu_ops", "parity", "ops", "gradients", "autocast")
+    tests = [f"tests/test_{subject}.py" for subject in subjects]
     bench = [python, "-m", "resnext_kernels", "bench", "--device", "cuda"]
     ours = ["cuda", "aten", "auto"]  # what update_tuned.py reads, and what users get
     build = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": arch}
