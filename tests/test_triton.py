@@ -219,7 +219,8 @@ def test_kernels_interpreted():
         pytest.skip("the interpreter of this Triton needs a NumPy before 2.4")
     folder = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command.append(str(folder / "test_triton_interpreted.py"))
+    files = ("test_triton_interpreted.py", "test_triton_operators.py")
+    command += [str(folder / file) for file in files]
     halves = [
         subprocess.Popen(
             [*command, "-k", names],
