@@ -1,11 +1,11 @@
 // All kernels of one instruction set; included in its namespace, behind its simd_*.h.
 #pragma once
 
+#include "look_ahead.h"
 #include "tap_kernels.h"
 #include "finite.h"
 #include "strategy.h"
 #include "pack.h"
-#include "look_ahead.h"
 #include "tap_output.h"
 #include "tap_run.h"
 #include "winograd_blocks.h"

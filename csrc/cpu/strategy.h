@@ -2,11 +2,9 @@
 // instruction set's version, included in its namespace.
 #pragma once
 
-// The hardware runs too short a way ahead of a copy that scatters.
-inline void prefetch_ahead(const void* pixel) {
-  constexpr int64_t kBytes = 8192;
-  __builtin_prefetch(static_cast<const char*>(pixel) + kBytes);
-}
+// Of memory, asked for in a burst between two blocks: the next block waits until the memory has
+// taken them all. More are asked for a few at a time, between the block's runs of taps.
+constexpr int64_t kFewLines = 4;
 
 // Everything the loops need that is known when element type, arithmetic and width are.
 template <class MathT, class ElementT, int WIDTH>
@@ -15,6 +13,8 @@ struct LaneStrategy {
   using E = ElementT;
   static constexpr bool kIsLane = true;
   static constexpr int kWidth = WIDTH;
+  // Narrow groups' runs take too little time to ask often.
+  static constexpr int64_t kMostLinesAtOnce = WIDTH < 4 ? 4 * kFewLines : kFewLines;
 
   static int64_t units(const TapConv& c) { return (c.src_channels() + kLanes - 1) / kLanes; }
   static int64_t unit_channels(const TapConv&) { return kLanes; }
@@ -36,22 +36,22 @@ struct LaneStrategy {
 
   // Inlined for wide groups, whose sums must stay in registers; narrow ones leave it to the
   // compiler, which then has more registers for addresses.
-  template <int COLS, int VECS>
+  template <int COLS, int VECS, bool ASKS>
   [[gnu::always_inline]] static void run(const TapConv&, const float* unit, int64_t column,
                                          const TapRuns& taps, const float* weight,
                                          Vec (&acc)[COLS * VECS]) {
     static_assert(VECS == 1);
     if constexpr (WIDTH < 4) {
-      run_narrow<COLS>(unit, column, taps, weight, acc);
+      run_narrow<COLS, ASKS>(unit, column, taps, weight, acc);
     } else {
-      lane_kernel<Math, WIDTH, COLS>(unit, column, taps, weight, acc);
+      lane_kernel<Math, WIDTH, COLS, ASKS>(unit, column, taps, weight, acc);
     }
   }
 
-  template <int COLS>
+  template <int COLS, bool ASKS>
   static void run_narrow(const float* unit, int64_t column, const TapRuns& taps,
                          const float* weight, Vec (&acc)[COLS]) {
-    lane_kernel<Math, WIDTH, COLS>(unit, column, taps, weight, acc);
+    lane_kernel<Math, WIDTH, COLS, ASKS>(unit, column, taps, weight, acc);
   }
 };
 
@@ -61,6 +61,7 @@ struct BroadcastStrategy {
   using E = ElementT;
   static constexpr bool kIsLane = false;
   static constexpr int kWidth = 0;  // known when it runs
+  static constexpr int64_t kMostLinesAtOnce = kFewLines;
 
   static int64_t units(const TapConv& c) { return c.groups; }
   static int64_t unit_channels(const TapConv& c) { return c.src_width; }
@@ -117,29 +118,31 @@ struct BroadcastStrategy {
     if (rest) store_elements(to + c, load_elements(from + c, rest), rest);
   }
 
-  template <int COLS, int VECS>
-  static void run(const TapConv& conv, const float* unit, int64_t column, const TapRuns& taps,
-                  const float* weight, Vec (&acc)[COLS * VECS]) {
+  // Inlined, so that what is asked ahead cannot change the sums for all that the compiler knows.
+  template <int COLS, int VECS, bool ASKS>
+  [[gnu::always_inline]] static void run(const TapConv& conv, const float* unit, int64_t column,
+                                         const TapRuns& taps, const float* weight,
+                                         Vec (&acc)[COLS * VECS]) {
     const int64_t words = tap_words(conv), weight_step = conv.taps() * words * kLanes;
     if constexpr (Math::kPerWord == 1 && kLanes == 16) {
       if (words == 16)
-        return run_known<16, COLS, VECS>(unit, column, taps, weight, weight_step, acc);
+        return run_known<16, COLS, VECS, ASKS>(unit, column, taps, weight, weight_step, acc);
       if (words == 32)
-        return run_known<32, COLS, VECS>(unit, column, taps, weight, weight_step, acc);
+        return run_known<32, COLS, VECS, ASKS>(unit, column, taps, weight, weight_step, acc);
     }
-    broadcast_kernel<Math, COLS, VECS>(unit, column, taps, words, weight, weight_step, acc);
+    broadcast_kernel<Math, COLS, VECS, ASKS>(unit, column, taps, words, weight, weight_step, acc);
   }
 
   // Steps that are known when it is compiled need no registers for addresses. Not inlined: next to
   // another kernel the compiler would not keep the sums of both in registers.
-  template <int WORDS, int COLS, int VECS>
+  template <int WORDS, int COLS, int VECS, bool ASKS>
   [[gnu::noinline]] static void run_known(const float* unit, int64_t column, const TapRuns& taps,
                                           const float* weight, int64_t weight_step,
                                           Vec (&acc)[COLS * VECS]) {
     Vec sums[COLS * VECS];
 #pragma GCC unroll 32
     for (Vec& sum : sums) sum = zero();
-    broadcast_kernel<Math, COLS, VECS>(unit, column, taps, WORDS, weight, weight_step, sums);
+    broadcast_kernel<Math, COLS, VECS, ASKS>(unit, column, taps, WORDS, weight, weight_step, sums);
 #pragma GCC unroll 32
     for (int i = 0; i < COLS * VECS; ++i) acc[i] = sums[i];
   }

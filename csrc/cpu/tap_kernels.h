@@ -65,6 +65,7 @@ inline int64_t add_tap(TapRun* runs, int64_t first, int64_t count, int64_t sourc
 struct TapRuns {
   int64_t count = 0;
   TapRun* runs = nullptr;
+  LookAhead* ahead = nullptr;  // what is asked for between them, see ASKS
 };
 
 template <class Math, int WIDTH, int COLS, int RUN, int STEP>
@@ -95,13 +96,14 @@ template <class Math, int WIDTH, int COLS, int RUN>
   lane_steps<Math, WIDTH, COLS, RUN, 0>(base + run.source, w, acc);
 }
 
-template <class Math, int WIDTH, int COLS>
+template <class Math, int WIDTH, int COLS, bool ASKS>
 [[gnu::always_inline]] inline void lane_kernel(const float* unit, int64_t column,
                                                const TapRuns& taps, const float* weight,
                                                Vec (&acc)[COLS]) {
   const float* base = unit + column * kLanes;
   for (int64_t i = 0; i < taps.count; ++i) {
     const TapRun& run = taps.runs[i];
+    if constexpr (ASKS) taps.ahead->part();
     if (run.count == 3) {
       lane_run<Math, WIDTH, COLS, 3>(base, run, weight, acc);
     } else if (run.count == 2) {
@@ -160,7 +162,7 @@ template <class Math, int COLS, int VECS>
   }
 }
 
-template <class Math, int COLS, int VECS>
+template <class Math, int COLS, int VECS, bool ASKS>
 [[gnu::always_inline]] inline void broadcast_kernel(const float* unit, int64_t column,
                                                     const TapRuns& taps, int64_t words,
                                                     const float* weight, int64_t weight_step,
@@ -168,6 +170,7 @@ template <class Math, int COLS, int VECS>
   const float* base = unit + column * words;
   for (int64_t i = 0; i < taps.count; ++i) {
     const TapRun& run = taps.runs[i];
+    if constexpr (ASKS) taps.ahead->part();
     if constexpr (VECS == 1) {
       if (run.count == 3) {
         broadcast_run<Math, COLS, 3>(base, run, words, weight, acc);

@@ -80,6 +80,7 @@ class TapRunner {
       : c_(c), p_(p), window_(c.vertical.window()) {
     phases_ = c.horizontal.phases();
     taps_.runs = reinterpret_cast<TapRun*>(scratch);
+    taps_.ahead = &ahead_;
     packed_ = scratch + round_up(list_words(c), 16);
     tile_ = packed_ + p.chunk_units * p.unit_weights;
   }
@@ -134,13 +135,17 @@ class TapRunner {
         const int64_t last = std::min(rows.last_source(y), c_.src_rows - 1);
         for (; next <= last; ++next) load_row(next);
         if (y + 1 < task.row_end) {
-          look_ahead(task, rows.last_source(y) + 1, rows.last_source(y + 1) + 1);
+          look_ahead(y, task, rows.last_source(y) + 1, rows.last_source(y + 1) + 1);
         } else {
           const int64_t row = next_task.row;
           const int64_t end = next_task.row_end > 0 ? rows.last_source(row) + 1 : 0;
-          look_ahead(next_task, rows.first_source(row), end);
+          look_ahead(y, next_task, rows.first_source(row), end);
         }
-        compute_row(y);
+        if (between_runs_) {
+          compute_row<true>(y);
+        } else {
+          compute_row<false>(y);
+        }
       }
     }
   }
@@ -156,8 +161,8 @@ class TapRunner {
                 TileRow{p_.tile_cols, p_.col_words, step});
   }
 
-  // Turns to source rows [row, row_end) of a task's image.
-  void look_ahead(const Task& task, int64_t row, int64_t row_end) {
+  // Turns to source rows [row, row_end) of a task's image, while row y is computed.
+  void look_ahead(int64_t y, const Task& task, int64_t row, int64_t row_end) {
     row = std::clamp<int64_t>(row, 0, c_.src_rows);
     const int64_t rows = std::min(row_end, c_.src_rows) - row;
     const int64_t channels = S::unit_channels(c_);
@@ -169,7 +174,10 @@ class TapRunner {
     const int64_t vectors = S::dst_vectors(c_), together = S::kIsLane ? 1 : kBlockVectors;
     const int64_t blocks = units_ * (vectors / together + vectors % together) * phases_ *
                            ((p_.columns + kMaxColumns - 1) / kMaxColumns);
-    ahead_.start(first, c_.src_strides, rows, to - from, units_ * channels, blocks);
+    const int64_t lines = rows * (to - from) * lines_of<E>(units_ * channels);
+    between_runs_ = lines > S::kMostLinesAtOnce * blocks;
+    ahead_.start(first, c_.src_strides, rows, to - from, units_ * channels,
+                 between_runs_ ? blocks * runs(y) / phases_ : blocks);
   }
 
   // Taps of row y and of the phase's columns from column_ + j on. Those that read a zero beside the
@@ -194,6 +202,17 @@ class TapRunner {
     }
   }
 
+  // Of row y's taps, for all phases.
+  int64_t runs(int64_t y) {
+    int64_t count = 0;
+    for (int64_t phase = 0; phase < phases_; ++phase) {
+      list_taps(y, phase, 0);
+      count += taps_.count;
+    }
+    return count;
+  }
+
+  template <bool ASKS>
   void compute_row(int64_t y) {
     // All channels of a few columns before the next columns: whole pixels are written, in order.
     // With a weight that is not finite each column has taps of its own.
@@ -209,37 +228,39 @@ class TapRunner {
           int64_t v = 0;
           if constexpr (!S::kIsLane && kBlockVectors > 1)
             for (; v + kBlockVectors <= vectors; v += kBlockVectors)
-              blocks<kBlockVectors>(y, u, phase, j, end, v);
-          for (; v < vectors; ++v) blocks<1>(y, u, phase, j, end, v);
+              blocks<kBlockVectors, ASKS>(y, u, phase, j, end, v);
+          for (; v < vectors; ++v) blocks<1, ASKS>(y, u, phase, j, end, v);
         }
       }
     }
   }
 
-  template <int VECS>
+  template <int VECS, bool ASKS>
   void blocks(int64_t y, int64_t u, int64_t phase, int64_t j, int64_t end, int64_t v) {
-    for (; j + kMaxColumns <= end; j += kMaxColumns) block<kMaxColumns, VECS>(y, u, phase, j, v);
+    for (; j + kMaxColumns <= end; j += kMaxColumns)
+      block<kMaxColumns, VECS, ASKS>(y, u, phase, j, v);
     if constexpr (kMaxColumns > 7)
-      for (; j + 7 <= end; j += 7) block<7, VECS>(y, u, phase, j, v);
-    for (; j + 4 <= end; j += 4) block<4, VECS>(y, u, phase, j, v);
-    for (; j + 2 <= end; j += 2) block<2, VECS>(y, u, phase, j, v);
-    for (; j < end; ++j) block<1, VECS>(y, u, phase, j, v);
+      for (; j + 7 <= end; j += 7) block<7, VECS, ASKS>(y, u, phase, j, v);
+    for (; j + 4 <= end; j += 4) block<4, VECS, ASKS>(y, u, phase, j, v);
+    for (; j + 2 <= end; j += 2) block<2, VECS, ASKS>(y, u, phase, j, v);
+    for (; j < end; ++j) block<1, VECS, ASKS>(y, u, phase, j, v);
   }
 
   // COLS destination columns from the phase's column_ + j on, VECS channel vectors from v on.
-  template <int COLS, int VECS>
+  template <int COLS, int VECS, bool ASKS>
   void block(int64_t y, int64_t u, int64_t phase, int64_t j, int64_t v) {
     const int64_t unit = first_ + u;
     const float* weight = packed_ + u * p_.unit_weights + v * c_.taps() * S::tap_words(c_) * kLanes;
     Vec acc[COLS * VECS];
 #pragma GCC unroll 32
     for (int i = 0; i < COLS * VECS; ++i) acc[i] = zero();
+    const float* tile = tile_ + u * p_.tile_cols * p_.col_words;
     const TapRuns taps = taps_;
-    S::template run<COLS, VECS>(c_, tile_ + u * p_.tile_cols * p_.col_words, j, taps, weight, acc);
+    S::template run<COLS, VECS, ASKS>(c_, tile, j, taps, weight, acc);
     const int64_t dst_unit = S::unit_dst(c_), channel = unit * dst_unit + v * kLanes;
     const int64_t col = phase + (column_ + j) * phases_;
     const int64_t at = ((n_ * c_.dst_rows + y) * c_.dst_cols + col) * c_.dst_channels() + channel;
-    ahead_.part();
+    if constexpr (!ASKS) ahead_.part();
     if (!p_.stream && y + 1 < row_end_) own_next_row<COLS, VECS>(at);
     const int64_t unit_end = std::min((unit + 1) * dst_unit, c_.dst_channels());
 #pragma GCC unroll 2
@@ -290,6 +311,7 @@ class TapRunner {
   float *packed_, *tile_;
   TapRuns taps_;
   LookAhead ahead_;
+  bool between_runs_ = false;  // of taps is asked ahead, not only between blocks
   LineStream<kGroupColumns> lines_;
   bool finite_ = true;  // all weights of the chunk
   int64_t window_, phases_;
