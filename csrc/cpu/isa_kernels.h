@@ -7,6 +7,7 @@
 #include "strategy.h"
 #include "pack.h"
 #include "tap_output.h"
+#include "tap_plan.h"
 #include "tap_run.h"
 #include "winograd_blocks.h"
 #include "winograd_kernels.h"
