@@ -219,6 +219,26 @@ def test_what_compiles_for_each_check_has_few_and_says_so(monkeypatch, capsys):
     dispatch.choose.cache_clear()
 
 
+@pytest.mark.parametrize("dtype", numerics.TOLERANCES)
+def test_all_threads_where_they_cost_no_more_than_they_show(dtype, monkeypatch):
+    """ATen's float16 on a CPU opens a region for every group: seconds on a busy machine."""
+    seen, real = [], aten.dgrad
+
+    def noting(*args):
+        seen.append(torch.get_num_threads())
+        return real(*args)
+
+    monkeypatch.setattr(aten, "dgrad", noting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for number in (0, 1):
+            checks.run(checks.Check("dgrad", dtype, number), "cpu", ["aten"], seed=0)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1 if dtype == torch.float16 else 3, 1]
+
+
 def test_operands_depend_on_the_seed_and_the_check_alone():
     one, other = (checks.Check("dgrad", torch.float32, n) for n in (1, 3))
 
