@@ -26,6 +26,7 @@ from resnext_kernels.bench.implementations import (
     Operands,
 )
 from resnext_kernels.bench.runner import Measurement
+from resnext_kernels.bench.suites import Layer
 from resnext_kernels.library import Library
 from resnext_kernels.problem import DIRECTIONS, ConvProblem
 
@@ -233,6 +234,21 @@ def test_a_wrong_implementation_gets_no_time_and_no_speedup(monkeypatch, directi
     text = report.report(result)
     assert f"PARITY RED: auto {LAYERS[0]} {direction} float32 batch 1" in text
     assert text.splitlines()[3].split()[-1] == "-"
+
+
+def test_one_wrong_element_of_many_is_red():
+    auto = OURS["auto"]
+
+    def bind(*args):
+        out = auto.bind(*args)().clone()
+        out[0, 0, 0, 0] += out.float().std()
+        return lambda: out
+
+    wrong = dataclasses.replace(auto, bind=bind)
+    many = case(dtype=torch.bfloat16, layer=Layer(128, 28, 1, 32, 1))
+    right, found = runner.measure(many, [auto, wrong], 0)
+    assert right.timing is not None and found.timing is None
+    assert found.error == pytest.approx(1 / 30, rel=0.2)
 
 
 def test_a_wrong_shape_is_red(monkeypatch):

@@ -56,3 +56,39 @@ def test_error_where_nothing_cancels(direction, layout):
     assert numerics.error(case, direction, out, *operands) == pytest.approx(1e-3, rel=0.2)
     assert numerics.error(case, direction, expected, *operands) == 0
     assert numerics.error(case, direction, out[:1], *operands) == float("inf")
+
+
+def rounded(expected: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return expected.to(dtype).double()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_single_wrong_element_shows_among_many(dtype, relu):
+    expected = torch.randn(100_000, dtype=torch.float64)
+    expected = expected.relu() if relu else expected
+    out = rounded(expected, dtype)
+    assert numerics.relative_error(out, expected) < TOLERANCES[dtype] / 3
+    usual = expected.norm() / len(expected) ** 0.5
+    out[77] += 0.5 * usual
+    assert (out - expected).norm() / expected.norm() < TOLERANCES[torch.bfloat16]
+    assert numerics.relative_error(out, expected) > TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("count", [1, 2, 100, 100_000])
+def test_rounding_alone_is_no_miss_whatever_the_range(dtype, count):
+    """One element that stands out, one beside which all are zero, and all of different sizes."""
+    expected = torch.randn(3, count, dtype=torch.float64)
+    expected[0, 1:] *= 1e-3
+    expected[1, 1:] = 0
+    expected[2] = torch.logspace(-4, 4, count, dtype=torch.float64)
+    for row in expected:
+        assert numerics.relative_error(rounded(row, dtype), row) < TOLERANCES[dtype] / 2
+
+
+def test_of_few_elements_the_norm_decides():
+    for count in (1, 7, 900):
+        expected, wrong = torch.randn(2, count, dtype=torch.float64)
+        norms = float((wrong - expected).norm() / expected.norm())
+        assert numerics.relative_error(wrong, expected) == pytest.approx(norms)

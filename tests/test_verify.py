@@ -123,6 +123,25 @@ def test_a_wrong_backend_is_caught_and_the_line_shown_repeats_it(
     assert main(command) == 0
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_one_wrong_element_of_many_is_caught(direction, monkeypatch):
+    """In bfloat16 it vanishes in the norm of all."""
+    shape = "weight_shape" if direction == "wgrad" else "input_shape"
+    largest = max(checks.CHECKED, key=lambda p: math.prod(getattr(p, shape)))
+    check = checks.Check(direction, torch.bfloat16, 2 * checks.CHECKED.index(largest))
+    real = getattr(aten, direction)
+
+    def wrong(*args):
+        out = real(*args)
+        size = out.float().square().mean().sqrt()
+        out[-1, -1, -1, -1] += size
+        return out
+
+    monkeypatch.setattr(aten, direction, wrong)
+    outcome = checks.run(check, "cpu", ["aten"], seed=0)["aten"]
+    assert outcome.missed and outcome.error == pytest.approx(1 / 30, rel=0.2)
+
+
 def test_wrong_epilogue_is_caught(few, monkeypatch, capsys):
     real = aten.fprop
     monkeypatch.setattr(aten, "fprop", lambda *args: real(*args[:-1], False))

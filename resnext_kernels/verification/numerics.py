@@ -15,6 +15,9 @@ from ..problem import ConvProblem, Direction
 
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 _TF32_TOLERANCE = 1e-3
+# A single element may be off by as many tolerances of a usual one. Right kernels take up to 1 in
+# float32, 7 in bfloat16, and 10 in float16, where ATen rounds its sums on a CPU on the way.
+_OUTLIER = 30.0
 
 
 def tolerance(dtype: torch.dtype, device: str) -> float:
@@ -25,18 +28,27 @@ def tolerance(dtype: torch.dtype, device: str) -> float:
 
 
 def relative_error(out: Tensor, truth: Tensor, least_norm: float = 0.0) -> float:
-    """``||out - truth|| / ||truth||`` in float64; infinite for another shape, NaN or infinity.
+    """``||out - truth|| / ||truth||`` in float64, or the largest error of an element, if more.
 
-    ``least_norm`` stands in for a smaller ``||truth||``.
+    An element's error is measured by thirty usual elements, ``30 * ||truth|| / sqrt(numel)``, or by
+    itself where it is larger. The norm alone would let a wholly wrong element pass among many, the
+    usual ones alone would refuse rightly rounded large ones where most are zero. Of up to 900
+    elements the norm decides.
+
+    Infinite for another shape, NaN or infinity. ``least_norm`` stands in for a smaller norm.
     """
     out, truth = out.detach(), truth.detach()
     if out.shape != truth.shape or not out.isfinite().all():
         return math.inf
-    error = float((out.to(truth.device, torch.float64) - truth).norm())
-    if error == 0:
+    errors = (out.to(truth.device, torch.float64) - truth).abs()
+    total = float(errors.norm())
+    if total == 0:
         return 0.0
     norm = max(float(truth.norm()), least_norm)
-    return error / norm if norm else math.inf
+    if norm == 0:
+        return math.inf
+    usual = norm / math.sqrt(truth.numel())
+    return max(total / norm, float((errors / truth.abs().clamp(min=_OUTLIER * usual)).max()))
 
 
 def truth(problem: ConvProblem, direction: Direction, first: Tensor, second: Tensor) -> Tensor:
