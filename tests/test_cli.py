@@ -156,7 +156,7 @@ def test_an_interrupt_before_there_are_results_is_one_line(capsys, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("resnext_kernels.cli.verify.checks.run", interrupted)
+    monkeypatch.setattr("resnext_kernels.cli.verify.trials.run", interrupted)
     assert main(["verify", "--only", "aten:cpu/fprop/float32/0"]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "resnext-kernels verify: interrupted"
 

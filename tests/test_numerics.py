@@ -5,7 +5,7 @@ import torch
 from problems import TOLERANCES, operand_shapes, problem, randn, truth
 
 from resnext_kernels.backends import aten
-from resnext_kernels.verification import checks, numerics
+from resnext_kernels.verification import checks, numerics, trials
 
 TOLERANCE = TOLERANCES[torch.float32]
 
@@ -38,9 +38,9 @@ def test_verify_measures_so_too(added, monkeypatch):
     drawn = iter([grad, input])
     wrong = truth(CASE, "wgrad", grad, input) + added * (grad.double() * input.double()).norm()
     monkeypatch.setattr(checks, "CHECKED", (CASE,))
-    monkeypatch.setattr(checks, "randn", lambda *args: next(drawn))
+    monkeypatch.setattr(trials, "randn", lambda *args: next(drawn))
     monkeypatch.setattr(aten, "wgrad", lambda *args: wrong.float())
-    outcome = checks.run(checks.Check("wgrad", torch.float32, 0), "cpu", ["aten"], seed=0)["aten"]
+    outcome = trials.run(checks.Check("wgrad", torch.float32, 0), "cpu", ["aten"], seed=0)["aten"]
     assert outcome.error == pytest.approx(added, rel=0.05)
     assert bool(outcome.missed) == (added > TOLERANCE)
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import resnext_kernels as rk
-from resnext_kernels import dispatch
+from resnext_kernels import dispatch, ops
 from resnext_kernels.backends import BACKENDS, aten, cpu, triton
 from resnext_kernels.cli import main
 from resnext_kernels.problem import DIRECTIONS
-from resnext_kernels.verification import checks, numerics
+from resnext_kernels.verification import checks, numerics, trials
 from resnext_kernels.verification.problems import CORE_PROBLEMS, PROBLEMS, problem
 
 RUN = [sys.executable, "-m", "resnext_kernels"]
@@ -99,8 +99,26 @@ def writing(real):
     return wrong
 
 
-FAULTS = [scaled, unwritten, in_first_image_only, in_float64, raising, writing]
-ENDS = {raising: "RuntimeError: launch failed", writing: "it writes to its operands"}
+def writing_beside(real):
+    """Right, but for what it does to memory of which the operands are views."""
+
+    def wrong(problem, first, second, *args):
+        out = real(problem, first, second, *args)
+        beside = second.new_empty(0).set_(second.untyped_storage())
+        beside[-1] += 1
+        return out
+
+    return wrong
+
+
+FAULTS = [scaled, unwritten, in_first_image_only, in_float64, raising, writing, writing_beside]
+ENDS = {
+    unwritten: "elements are NaN, infinite or left unwritten",
+    in_float64: "dtype torch.float64, expected torch.float32",
+    writing_beside: "it writes to its operands or beside them",
+    raising: "RuntimeError: launch failed",
+    writing: "it writes to its operands or beside them",
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -138,16 +156,86 @@ def test_one_wrong_element_of_many_is_caught(direction, monkeypatch):
         return out
 
     monkeypatch.setattr(aten, direction, wrong)
-    outcome = checks.run(check, "cpu", ["aten"], seed=0)["aten"]
+    outcome = trials.run(check, "cpu", ["aten"], seed=0)["aten"]
     assert outcome.missed and outcome.error == pytest.approx(1 / 30, rel=0.2)
 
 
 def test_wrong_epilogue_is_caught(few, monkeypatch, capsys):
     real = aten.fprop
     monkeypatch.setattr(aten, "fprop", lambda *args: real(*args[:-1], False))
-    assert verify("--only", "aten:cpu/fprop/bfloat16/1") == 0
+    assert verify("--only", "aten:cpu/fprop/bfloat16") == 0
     assert verify("--only", "aten:cpu/fused/bfloat16") == 1
     assert "aten:cpu/fused/bfloat16/" in capsys.readouterr().out
+
+
+def without(part):
+    """A backend's fprop that forgets bias, residual or ReLU."""
+    real = aten.fprop
+
+    def wrong(problem, input, weight, *epilogue):
+        kept = [None if i == part else value for i, value in enumerate(epilogue)]
+        return real(problem, input, weight, *kept)
+
+    return wrong
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_each_part_of_the_epilogue_is_drawn_and_checked(part, monkeypatch):
+    """It is missed wherever it was drawn, and nowhere else."""
+    monkeypatch.setattr(aten, "fprop", without(part))
+    drawn = set()
+    for number in range(60, 160):
+        check = checks.Check("fused", torch.float32, number)
+        trial = trials.Trial(check, "cpu", 3)
+        parts = (trial.bias is not None, trial.residual is not None, trial.relu)
+        drawn.add(parts)
+        assert bool(trial.run("aten", 1).missed) == parts[part]
+    assert drawn == set(trials.EPILOGUES)
+
+
+def test_a_wrong_gradient_by_the_bias_is_caught(monkeypatch):
+    """Where fprop goes through the function that users call; there the bias itself counts too."""
+    real, kinds = ops.gradients, set()
+    monkeypatch.setattr(
+        ops, "gradients", lambda *args: tuple(g if g is None else g * 1.01 for g in real(*args))
+    )
+    for number in range(20):
+        trial = trials.Trial(checks.Check("fprop", torch.float32, number), "cpu", 3)
+        public = trial.grad is not None
+        kinds.add(public)
+        missed = trial.run("aten", 1).missed
+        assert ("gradient by the bias: relative error" in missed) == public == bool(missed)
+    assert kinds == {True, False}
+
+
+def test_a_backend_that_cannot_be_asked_is_missed_and_the_others_go_on(monkeypatch):
+    def broken(problem):
+        raise OSError("no such symbol")
+
+    monkeypatch.setattr(cpu, "not_supported_reasons", broken)
+    check = checks.Check("dgrad", torch.float32, 1)
+    found = trials.run(check, "cpu", ["cpu", "aten"], seed=0)
+    assert found["cpu"].missed.endswith("OSError: no such symbol") and not found["aten"].missed
+
+
+@pytest.mark.parametrize("then", [None, ValueError("after it wrote")])
+def test_operands_that_were_written_to_are_whole_for_the_next_backend(then, monkeypatch):
+    """Also expanded ones, to which copy_ cannot write."""
+    real = aten.dgrad
+
+    def wrong(problem, grad_output, weight):
+        out = real(problem, grad_output, weight)
+        weight.untyped_storage().fill_(0)
+        if then:
+            raise then
+        return out
+
+    for number in range(1, 40, 2):
+        trial = trials.Trial(checks.Check("dgrad", torch.float32, number), "cpu", 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(aten, "dgrad", wrong)
+            assert trial.run("aten", 1).missed
+        assert not trial.run("aten", 1).missed
 
 
 @needs_cpu
@@ -174,7 +262,7 @@ def test_a_slash_at_the_end_of_a_name(few, capsys):
 
 
 def test_an_interrupt_shows_what_is_done(few, monkeypatch, capsys):
-    real, done = checks.run, []
+    real, done = trials.run, []
 
     def interrupted(check, *arguments):
         if len(done) == 3:
@@ -182,7 +270,7 @@ def test_an_interrupt_shows_what_is_done(few, monkeypatch, capsys):
         done.append(check)
         return real(check, *arguments)
 
-    monkeypatch.setattr(checks, "run", interrupted)
+    monkeypatch.setattr(trials, "run", interrupted)
     assert verify("--only", "aten:cpu/dgrad/float32") == 130
     text = capsys.readouterr().out
     (row,) = (line.split() for line in text.splitlines() if line.startswith("aten:cpu "))
@@ -252,7 +340,7 @@ def test_all_threads_where_they_cost_no_more_than_they_show(dtype, monkeypatch):
     torch.set_num_threads(3)
     try:
         for number in (0, 1):
-            checks.run(checks.Check("dgrad", dtype, number), "cpu", ["aten"], seed=0)
+            trials.run(checks.Check("dgrad", dtype, number), "cpu", ["aten"], seed=0)
     finally:
         torch.set_num_threads(before)
     assert seen == [1 if dtype == torch.float16 else 3, 1]
@@ -262,7 +350,7 @@ def test_operands_depend_on_the_seed_and_the_check_alone():
     one, other = (checks.Check("dgrad", torch.float32, n) for n in (1, 3))
 
     def first(check, seed):
-        return checks._Trial(check, "cpu", seed)._first
+        return trials.Trial(check, "cpu", seed).first
 
     assert torch.equal(first(one, 5), first(one, 5))
     assert not torch.equal(first(one, 5), first(one, 6))

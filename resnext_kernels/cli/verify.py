@@ -13,7 +13,7 @@ from ..backends import aten
 from ..bench.report import aligned
 from ..dispatch import DISABLE
 from ..problem import dtype_name
-from ..verification import checks, numerics
+from ..verification import checks, numerics, trials
 from ..verification.checks import Check, Outcome, Tally, Target
 from .console import ProgressLine, UserError, show
 
@@ -30,10 +30,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "verify",
         help="check every backend on this machine",
-        description="Checks every backend that this machine can run: output, fused epilogue, "
-        "input gradient and weight gradient of a few hundred problems in three precisions, against "
-        "a float64 reference; of Triton, which compiles a kernel for nearly each, a few dozen of "
-        "them. Exits with 1 where a result was wrong; an interrupt shows what is done.",
+        description="Checks every backend that this machine can run: output, every fused epilogue, "
+        "and the gradients by input, weight and bias of a few hundred problems in three "
+        "precisions, against a float64 reference; of Triton, which compiles a kernel for nearly "
+        "each, a few dozen of them. Exits with 1 where a result was wrong; an interrupt shows what "
+        "is done.",
     )
     parser.add_argument(
         "--seed", type=int, help="of the operands, to repeat a run (default: a new one each time)"
@@ -103,7 +104,7 @@ def _check(selected: Mapping[Target, Sequence[Check]], seed: int) -> _Findings:
             for check, devices in wanted.items():
                 progress.step(f"{check.name}: {check.problem}")
                 for device, there in devices.items():
-                    outcomes = checks.run(check, device, [t.backend for t in there], seed)
+                    outcomes = trials.run(check, device, [t.backend for t in there], seed)
                     for target in there:
                         findings.add(target, check, outcomes[target.backend])
                 findings.left -= 1

@@ -3,5 +3,6 @@
 - `problems`: the one list of problems;
 - `operands`: random operands of any strides;
 - `numerics`: the truth, the measure of error and the tolerances;
-- `checks`: every backend of this machine on every problem, and what came of it.
+- `checks`: what is checked, every backend of this machine on every problem;
+- `trials`: one check made.
 """

@@ -1,28 +1,22 @@
-"""Every backend of this machine on every problem: what is checked, and what came of it."""
+"""What is checked: every backend of this machine on every problem; and what came of it."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
-from .. import dispatch, ops
+from .. import dispatch
 from ..backends import BACKENDS, aten, triton
 from ..bench.suites import SUITES
 from ..problem import ConvProblem, Direction, dtype_name
-from . import numerics
 from .numerics import TOLERANCES
-from .operands import LAYOUTS, operand_shapes, randn
-from .operands import seed as seed_operands
+from .operands import LAYOUTS
 from .problems import CORE_PROBLEMS, PROBLEMS, problem
 
 Kind = Literal["fprop", "fused", "dgrad", "wgrad"]
@@ -34,7 +28,7 @@ CHECKED: tuple[ConvProblem, ...] = (
     *PROBLEMS,
     *(layer for layer in _LAYERS if layer.flops <= _MOST_FLOPS),
 )
-_ROUNDS = 2  # of operands: in the kernels' own layout, then in layouts drawn at random
+ROUNDS = 2  # of operands: in the kernels' own layout, then in layouts drawn at random
 _FEWEST_OUTPUTS = 64  # of a fused call: ReLU could leave next to nothing of fewer
 # One of so many core checks where each costs a second. Prime to the 24 of a problem, and less: all
 # kinds, dtypes and rounds get their turn, and every problem has one.
@@ -73,7 +67,7 @@ def targets() -> list[Target]:
 class Check:
     """A problem with operands to be drawn; ``number`` tells it from others of its kind and dtype.
 
-    "fused" is fprop with bias, residual and ReLU.
+    "fused" is fprop with an epilogue: bias, residual and ReLU, or some of them.
     """
 
     kind: Kind
@@ -82,7 +76,7 @@ class Check:
 
     @property
     def problem(self) -> ConvProblem:
-        return CHECKED[self.number // _ROUNDS]
+        return CHECKED[self.number // ROUNDS]
 
     @property
     def direction(self) -> Direction:
@@ -94,7 +88,7 @@ class Check:
 
     def layouts(self, draw: random.Random) -> list[str]:
         """Names of `LAYOUTS` for the two operands and the residual."""
-        if self.number % _ROUNDS == 0:
+        if self.number % ROUNDS == 0:
             return ["channels_last", "contiguous", "channels_last"]
         first, residual = draw.choices(list(LAYOUTS), k=2)
         # Sums of equal numbers are rounded one way, and miss by more than sums of others.
@@ -106,10 +100,10 @@ def all_checks() -> list[Check]:
     """Every check that there is, those of one problem together."""
     return [
         Check(kind, dtype, number)
-        for number in range(len(CHECKED) * _ROUNDS)
+        for number in range(len(CHECKED) * ROUNDS)
         for kind in KINDS
         for dtype in TOLERANCES
-        if kind != "fused" or math.prod(CHECKED[number // _ROUNDS].output_shape) >= _FEWEST_OUTPUTS
+        if kind != "fused" or math.prod(CHECKED[number // ROUNDS].output_shape) >= _FEWEST_OUTPUTS
     ]
 
 
@@ -154,122 +148,3 @@ class Tally:
         else:
             self.passed += 1
         self.worst = max(self.worst, outcome.error)
-
-
-def run(check: Check, device: str, backends: Sequence[str], seed: int) -> dict[str, Outcome]:
-    """Check backends on the same operands on one type of device; equal seeds give equal ones.
-
-    In the kernels' own layout they run on all threads, otherwise on one: every region of several
-    threads costs milliseconds where others compute on the machine too. So do they in float16, which
-    ATen alone serves on a CPU: with a region for every group.
-    """
-    alone = check.number % _ROUNDS != 0 or check.dtype == torch.float16
-    threads = 1 if alone else torch.get_num_threads()
-    with _threads(1):
-        try:
-            trial = _Trial(check, device, seed)
-        except RuntimeError as error:  # a GPU that an earlier kernel has left in ruins
-            return dict.fromkeys(backends, Outcome(missed=_one_line(error), error=math.inf))
-        return {backend: trial.run(backend, threads) for backend in backends}
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class _Trial:
-    """A check with operands, and with what is expected of them."""
-
-    def __init__(self, check: Check, device: str, seed: int) -> None:
-        draw = random.Random(f"{seed} {device} {check.name}")
-        seed_operands(draw.randrange(2**32))
-        self._check = check
-        self._layouts = check.layouts(draw)
-        problem, dtype = check.problem, check.dtype
-        shapes = operand_shapes(problem, check.direction)
-        self._first, self._second = (
-            randn(shape, dtype, layout, device)
-            for shape, layout in zip(shapes, self._layouts, strict=False)
-        )
-        operands = [self._first, self._second]
-        if check.kind == "fused":
-            every_second = randn((problem.out_channels, 1, 1, 2), dtype, device=device)
-            self._bias = every_second[:, 0, 0, 0]
-            self._residual = randn(problem.output_shape, dtype, self._layouts[2], device)
-            operands += self._bias, self._residual
-        self._operands = operands
-        self._copies = [operand.clone() for operand in operands]
-
-    @functools.cached_property
-    def _expected(self) -> Tensor:
-        problem = self._check.problem
-        if self._check.kind == "fused":
-            return numerics.fused_truth(problem, *self._copies)
-        return numerics.truth(problem, self._check.direction, *self._copies)
-
-    def _error(self, out: Tensor) -> float:
-        """Against `least_norm` only where that may decide: it takes as long as the truth."""
-        error = numerics.relative_error(out, self._expected)
-        if error <= TOLERANCES[self._check.dtype]:
-            return error
-        # ReLU leaves half of the sums.
-        share = math.sqrt(0.5) if self._check.kind == "fused" else 1.0
-        least = numerics.least_norm(self._check.problem, self._check.direction, *self._copies[:2])
-        return numerics.relative_error(out, self._expected, share * least)
-
-    def run(self, backend: str, threads: int) -> Outcome:
-        """What comes of one backend on so many threads."""
-        check = self._check
-        input, weight = numerics.input_and_weight(
-            check.problem, check.direction, self._first, self._second
-        )
-        called = ConvProblem.of(input, weight, *check.problem.convolution)
-        module = BACKENDS[backend]
-        if reasons := dispatch.not_supported_reasons(module, called):
-            return Outcome(refused="; ".join(reasons))
-        try:
-            with _threads(threads):
-                out = self._call(backend)
-            error = math.inf
-            if out.dtype == check.dtype:
-                error = self._error(out)
-            if self._restore():
-                return Outcome(missed=self._describe("it writes to its operands"), error=math.inf)
-        except Exception as raised:  # a wrong kernel may raise anything
-            return Outcome(missed=self._describe(_one_line(raised)), error=math.inf)
-        tolerance = TOLERANCES[check.dtype]
-        if error <= tolerance:
-            return Outcome(error=error)
-        found = f"relative error {error:.1e}, expected at most {tolerance:.0e}"
-        return Outcome(missed=self._describe(found), error=error)
-
-    def _restore(self) -> bool:
-        """Give the operands the values again that they had; whether any had another."""
-        changed = False
-        for operand, copy in zip(self._operands, self._copies, strict=True):
-            if not torch.equal(operand, copy):
-                operand.copy_(copy)
-                changed = True
-        return changed
-
-    def _call(self, backend: str) -> Tensor:
-        problem, first, second = self._check.problem, self._first, self._second
-        if self._check.kind != "fused":
-            return numerics.call(problem, self._check.direction, backend, first, second)
-        return ops.grouped_conv2d_fused(
-            first, second, self._bias, self._residual, *problem.convolution, "relu", backend
-        )
-
-    def _describe(self, found: str) -> str:
-        count = 3 if self._check.kind == "fused" else 2
-        return f"{self._check.problem}, operands {', '.join(self._layouts[:count])}: {found}"
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -78,11 +78,17 @@ def error(
 
 
 def fused_truth(
-    problem: ConvProblem, input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor
+    problem: ConvProblem,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
 ) -> Tensor:
-    """The float64 reference of ``relu(conv(input, weight) + bias + residual)``, on the CPU."""
-    out = reference.fprop(problem, input.cpu(), weight.cpu(), bias.cpu())
-    return (out + residual.double().cpu()).relu()
+    """The float64 reference of ``relu?(conv(input, weight) + bias + residual)``, on the CPU."""
+    out = reference.fprop(problem, input.cpu(), weight.cpu(), None if bias is None else bias.cpu())
+    out = out if residual is None else out + residual.double().cpu()
+    return out.relu() if relu else out
 
 
 def input_and_weight(
