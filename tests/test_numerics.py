@@ -1,4 +1,6 @@
-"""The measure of error that every backend is held to."""
+"""The measure of error that every backend is held to, and the settings it is taken under."""
+
+import math
 
 import pytest
 import torch
@@ -8,9 +10,17 @@ from resnext_kernels.backends import aten
 from resnext_kernels.verification import checks, numerics, trials
 
 TOLERANCE = TOLERANCES[torch.float32]
-
-
 CASE = problem(1, groups=1, batch=1, size=(8, 8), kernel=(1, 1))
+
+
+def test_relative_error():
+    expected = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    assert numerics.relative_error(expected.float(), expected) == 0
+    assert numerics.relative_error(torch.tensor([3.0, 4.5]), expected) == pytest.approx(0.1)
+    assert numerics.relative_error(torch.zeros(2), torch.zeros(2).double()) == 0
+    for wrong in (torch.ones(2), torch.tensor([0.0, math.nan]), torch.zeros(3)):
+        assert numerics.relative_error(wrong, torch.zeros(2).double()) == math.inf
+    assert numerics.relative_error(torch.tensor([math.inf, 4.0]), expected) == math.inf
 
 
 def cancelling() -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,3 +102,12 @@ def test_of_few_elements_the_norm_decides():
         expected, wrong = torch.randn(2, count, dtype=torch.float64)
         norms = float((wrong - expected).norm() / expected.norm())
         assert numerics.relative_error(wrong, expected) == pytest.approx(norms)
+
+
+def test_strict_leaves_everything_as_it_was():
+    before = torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(KeyError), numerics.strict():
+        assert torch.empty(8).isnan().all() and not torch.backends.cudnn.allow_tf32
+        raise KeyError
+    after = torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
+    assert after == before
