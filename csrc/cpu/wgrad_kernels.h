@@ -3,12 +3,23 @@
 // They are float32 for every element type.
 #pragma once
 
+// What is asked of the memory for the next rows, see `LookAhead`.
+struct WgradAhead {
+  LookAhead input, grad;
+
+  [[gnu::always_inline]] void part() {
+    input.part();
+    grad.part();
+  }
+};
+
 // Pixels that one kernel call sums over: `rows` rows of words (`wgrad_rows.h`) of input and
 // grad_output.
 struct PixelRows {
   int64_t rows = 0, columns = 0;
   const int64_t* input = nullptr;  // words from the unit's place in the tile
   const int64_t* grad = nullptr;   // likewise; kMaxRun - 1 columns of zeros at either end of a row
+  WgradAhead* ahead = nullptr;     // asked at each row, or null
 };
 
 // RUN horizontal taps whose input columns are neighbours: an input pixel is loaded and spread once
@@ -35,6 +46,7 @@ inline void wgrad_lane_kernel(const PixelRows& pixels, const float* input, const
 #pragma GCC unroll 24
   for (int i = 0; i < kColumns * kSums; ++i) acc[i / kSums][i % kSums] = zero();
   for (int64_t row = 0; row < pixels.rows; ++row) {
+    if (pixels.ahead) pixels.ahead->part();
     const float *x = input + pixels.input[row], *g = grad + pixels.grad[row];
     const auto column = [&](Vec(&sums)[kSums]) {
       Vec gv[RUN];
@@ -73,6 +85,7 @@ inline void wgrad_broadcast_kernel(const PixelRows& pixels, const float* input, 
 #pragma GCC unroll 28
   for (Vec& sum : acc) sum = zero();
   for (int64_t row = 0; row < pixels.rows; ++row) {
+    if (pixels.ahead) pixels.ahead->part();
     const float *x = input + pixels.input[row], *g = grad + pixels.grad[row];
     for (int64_t j = 0; j < pixels.columns + RUN - 1; ++j, x += col_words, g += grad_col_words) {
       Vec gv[RUN * VECS];

@@ -156,22 +156,31 @@ class WgradRunner {
       for (; next <= std::min(last, p_.in_h - 1); ++next) load_input(n, next);
       for (int64_t r = 0; r < rows; ++r) load_grad(n, y + r * kRows, row_end, r);
       if (y + step < row_end) {
-        look_ahead(n, next, y + step, std::min(step, row_end - y - step));
+        look_ahead(rows, n, next, y + step, std::min(step, row_end - y - step));
       } else {
-        look_ahead(n + 1, 0, 0, std::min(step, after));
+        look_ahead(rows, n + 1, 0, 0, std::min(step, after));
       }
       sum_rows(y, rows, partial);
     }
   }
 
-  // Turns to `rows` output rows from y on, for which the input rows from `next` on are needed.
-  void look_ahead(int64_t n, int64_t next, int64_t y, int64_t rows) {
-    const int64_t parts = p_.kernel_h * units_ * run_count_;
+  // Turns to `rows` output rows from y on, for which the input rows from `next` on are needed,
+  // while as many rows of words as `now` are summed.
+  void look_ahead(int64_t now, int64_t n, int64_t next, int64_t y, int64_t rows) {
+    // Of lines asked for at once. More of them would make a run of taps wait.
+    constexpr int64_t kMostLines = 16;
     const int64_t input_rows = std::min(rows * p_.stride_h, p_.in_h - next);
-    ahead_[0].start(pixel(w_.input, w_.input_strides, n, next, S::in_channels(p_)),
-                    w_.input_strides, input_rows, p_.in_w, units_ * S::in_channels(p_), parts);
-    ahead_[1].start(pixel(w_.grad_output, w_.grad_strides, n, y, S::out_channels(p_)),
-                    w_.grad_strides, rows, p_.out_w, units_ * S::out_channels(p_), parts);
+    const int64_t input_channels = units_ * S::in_channels(p_);
+    const int64_t grad_channels = units_ * S::out_channels(p_);
+    const int64_t lines = input_rows * p_.in_w * lines_of<E>(input_channels) +
+                          rows * p_.out_w * lines_of<E>(grad_channels);
+    int64_t parts = p_.kernel_h * units_ * run_count_;
+    asked_by_rows_ = lines > kMostLines * parts;
+    if (asked_by_rows_) parts *= now;
+    ahead_.input.start(pixel(w_.input, w_.input_strides, n, next, S::in_channels(p_)),
+                       w_.input_strides, input_rows, p_.in_w, input_channels, parts);
+    ahead_.grad.start(pixel(w_.grad_output, w_.grad_strides, n, y, S::out_channels(p_)),
+                      w_.grad_strides, rows, p_.out_w, grad_channels, parts);
   }
 
   // The chunk's channels of a row's first pixel.
@@ -225,18 +234,19 @@ class WgradRunner {
         input_rows_[count] = input_slot(in);
         grad_rows_[count++] = grad_row(r);
       }
-      const PixelRows pixels{count, p_.out_w, input_rows_, grad_rows_};
+      WgradAhead* const ahead = asked_by_rows_ ? &ahead_ : nullptr;
+      const PixelRows pixels{count, p_.out_w, input_rows_, grad_rows_, ahead};
       for (int64_t u = 0; u < units_; ++u) {
         float* sums = partial + u * plan_.unit_weights;
         for (int64_t i = 0; i < run_count_; ++i) {
-          for (LookAhead& ahead : ahead_) ahead.part();
+          if (!asked_by_rows_) ahead_.part();
           if constexpr (S::kRun == 3) {
             if (runs_[i].count == 3) sum_run<3>(pixels, 0, u, vertical, runs_[i], sums);
             if (runs_[i].count == 2) sum_run<2>(pixels, 0, u, vertical, runs_[i], sums);
           }
           if (runs_[i].count == 1) {
             const Columns columns = columns_[runs_[i].tap[0]];
-            const PixelRows met{count, columns.end - columns.begin, input_rows_, grad_rows_};
+            const PixelRows met{count, columns.end - columns.begin, input_rows_, grad_rows_, ahead};
             sum_run<1>(met, columns.begin, u, vertical, runs_[i], sums);
           }
         }
@@ -256,7 +266,7 @@ class WgradRunner {
     const int64_t steps = pixels.columns + RUN - 1;
     for (int64_t at = 0; at < steps; at += kMostSummands) {
       const int64_t here = std::min(kMostSummands, steps - at);
-      const PixelRows piece{pixels.rows, here - (RUN - 1), pixels.input, pixels.grad};
+      const PixelRows piece{pixels.rows, here - (RUN - 1), pixels.input, pixels.grad, pixels.ahead};
       S::template run<RUN>(p_, plan_, piece, input + at * plan_.col_words,
                            grad + at * plan_.grad_col_words, to);
     }
@@ -268,8 +278,9 @@ class WgradRunner {
   float* partial_;
   float *sums_ = nullptr, *tile_ = nullptr, *grads_ = nullptr;
   TapRun* runs_;
-  Columns* columns_;    // of each tap
-  LookAhead ahead_[2];  // input, grad_output
+  Columns* columns_;  // of each tap
+  WgradAhead ahead_;
+  bool asked_by_rows_ = false;  // not only by runs
   Vec check_ = zero();
   int64_t run_count_ = 0;
   int64_t *input_rows_, *grad_rows_;

@@ -145,12 +145,12 @@ class WinogradWgradRunner {
     const int64_t row = std::max<int64_t>(W::kStep * tile_row - p_.pad_h, 0);
     const int64_t col = std::max<int64_t>(W::kStep * b.col - p_.pad_w, 0);
     const int64_t side = W::kStep * cols + W::kShared;
-    ahead_[0].start(input(n, row, col) + u * p_.in_width(), w_.input_strides,
-                    W::kStep * rows + W::kShared, std::min(side, p_.in_w - col), p_.in_width(),
-                    W::kWeights);
-    ahead_[1].start(grad_output(n, 2 * tile_row, 2 * b.col) + u * p_.out_width(), w_.grad_strides,
-                    2 * rows, std::min(2 * cols, p_.out_w - 2 * b.col), p_.out_width(),
-                    W::kWeights);
+    ahead_.input.start(input(n, row, col) + u * p_.in_width(), w_.input_strides,
+                       W::kStep * rows + W::kShared, std::min(side, p_.in_w - col), p_.in_width(),
+                       W::kWeights);
+    ahead_.grad.start(grad_output(n, 2 * tile_row, 2 * b.col) + u * p_.out_width(), w_.grad_strides,
+                      2 * rows, std::min(2 * cols, p_.out_w - 2 * b.col), p_.out_width(),
+                      W::kWeights);
   }
 
   // Adds the products of a unit's tiles to its sums.
@@ -185,7 +185,7 @@ class WinogradWgradRunner {
                      .first = first};
     const int64_t vectors = S::vectors(p_);
     for (const auto& pairs : Taps::kPairs) {
-      ask_ahead();
+      ahead_.part();
       int64_t v = 0;
       for (; v + 2 <= vectors; v += 2) channels<kMostChannels / 2, 2>(sums, pairs, v);
       for (; v < vectors; ++v) channels<kMostChannels, 1>(sums, pairs, v);
@@ -210,10 +210,6 @@ class WinogradWgradRunner {
     if constexpr (CHANNELS > 8) call.template operator()<8>();
     if constexpr (CHANNELS > 4) call.template operator()<4>();
     call.template operator()<1>();
-  }
-
-  void ask_ahead() {
-    for (LookAhead& ahead : ahead_) ahead.part();
   }
 
   template <int N>
@@ -246,7 +242,7 @@ class WinogradWgradRunner {
   int64_t patch_words_, grad_words_, unit_sums_;
   float *weights_ = nullptr, *sums_ = nullptr, *patches_ = nullptr, *grads_ = nullptr;
   E* zeros_ = nullptr;
-  LookAhead ahead_[2];  // input, grad_output
+  WgradAhead ahead_;
   Vec check_ = zero();
   int64_t first_ = 0, units_ = 0;
   int64_t rows_here_ = 0, cols_here_ = 0, input_cols_ = 0;  // of the block
