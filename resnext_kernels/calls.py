@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,15 +60,15 @@ def grouped_calls(model: nn.Module, images: Tensor) -> list[Call]:
         raise ModelError(f"images: {type(images).__name__}, expected a Tensor")
     model = getattr(model, "_orig_mod", model)
     found: list[Call] = []
+
+    def note(name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_known(module):  # only now, as a lazy one is made known by a hook before this one
+            found.append(Call(name, module, _problem(module, *args[:1], **kwargs)))
+
     hooks = [
-        module.register_forward_pre_hook(
-            lambda module, args, kwargs, name=name: found.append(
-                Call(name, module, _problem(module, *args[:1], **kwargs))
-            ),
-            with_kwargs=True,
-        )
+        module.register_forward_pre_hook(partial(note, name), with_kwargs=True)
         for name, module in model.named_modules()
-        if is_grouped(module) and is_known(module)
+        if is_grouped(module)
     ]
     try:
         # What torch.compile has compiled before would run without the hooks.

@@ -103,3 +103,9 @@ def test_the_model_is_left_as_it_was():
 def test_a_compiled_model_is_looked_into():
     model = torch.compile(tiny(), backend="eager")
     assert len(grouped_calls(model, torch.randn(1, 3, 64, 64))) == 6
+
+
+def test_a_lazy_convolution_is_seen_in_its_first_call():
+    model = nn.Sequential(nn.LazyConv2d(16, 3, groups=2, padding=1), nn.ReLU())
+    (call,) = grouped_calls(model, torch.randn(problem(8).input_shape))
+    assert call.problem == problem(8)
