@@ -241,6 +241,8 @@ def validate(
     for name, pair, least in (
         ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1),
     ):  # fmt: skip
+        if len(pair) != 2:  # a list of a schema's SymInt[2] may have any length
+            raise ProblemError(f"{name}={tuple(pair)}: expected a pair of ints")
         if min(pair) < least:
             raise ProblemError(f"{name}={tuple(pair)}: expected values >= {least}")
     for name, tensor in (("input", input), ("weight", weight)):

@@ -237,6 +237,9 @@ def test_unknown_activation():
         (0, (0, 1), r"stride=\(0, 1\): expected values >= 1"),
         (1, (0, -1), r"padding=\(0, -1\): expected values >= 0"),
         (2, (1, 0), r"dilation=\(1, 0\): expected values >= 1"),
+        (0, (1, 1, 1), r"stride=\(1, 1, 1\): expected a pair of ints"),
+        (1, (1,), r"padding=\(1,\): expected a pair of ints"),
+        (2, (), r"dilation=\(\): expected a pair of ints"),
     ],
 )
 def test_operator_checks_what_it_is_given(place, value, message):

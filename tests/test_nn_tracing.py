@@ -128,6 +128,15 @@ def test_torchscript_of_settings_changed_after_construction(stride, padding, dil
         assert relative_error(compiled(x), module(x)) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_torchscript_refuses_settings_of_three(name):
+    module, x = grouped(SETTINGS[0]), torch.randn(2, 8, 9, 11)
+    setattr(module, name, (1, 1, 1))
+    with pytest.raises(RuntimeError, match=rf"{name}=\(1, 1, 1\): expected a pair of ints"):
+        torch.jit.script(module)(x)
+
+
 @each_setting
 def test_symbolic_trace_sees_one_call(settings):
     module = nn.Sequential(grouped(settings), nn.ReLU())
