@@ -48,15 +48,16 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
 
     Returns:
         A `torch.fx.GraphModule` with the signature of ``model.forward`` and a `FusionReport` as
-        its attribute ``report``.
+        its attribute ``report``, or, where a part has that name, in ``meta["report"]``.
 
     Raises:
         TypeError: ``model`` is not a module.
         ProblemError: ``model`` or a part of it is in training mode or cannot be copied; it is
-            TorchScript; its own forward (not that of a part, which then stays as it is) has control
-            flow, autocast, random numbers, another container, writes to a buffer or to a tensor
-            that it makes, which `torch.fx` cannot record, or hooks, or returns what hooks on its
-            parts collected. The remedy is to optimise its parts:
+            TorchScript; a part has a name that `torch.fx.GraphModule` uses, as "graph" and "meta";
+            its own forward (not that of a part, which then stays as it is) has control flow,
+            autocast, random numbers, another container, writes to a buffer or to a tensor that it
+            makes, which `torch.fx` cannot record, or hooks, or returns what hooks on its parts
+            collected. The remedy is to optimise its parts:
             ``model.backbone = optimize_for_inference(model.backbone)``.
     """
     if not isinstance(model, nn.Module):
@@ -69,8 +70,10 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
     with torch.inference_mode(False), torch.no_grad():
         fast, unrecorded = record(model)
         report = _Fuser(fast, unrecorded).run()
-    vars(fast)["report"] = report
-    fast.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"report": report}  # by copies
+    fast.meta["report"] = report
+    if not hasattr(fast, "report"):  # no part has that name
+        vars(fast)["report"] = report
+        fast.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"report": report}  # by copies
     fast.recompile()
     return fast
 

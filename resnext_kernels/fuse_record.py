@@ -70,6 +70,7 @@ def record(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
             f"model: {kind}.forward returns what hooks on its parts collect, which torch.fx cannot "
             "record; optimise its parts instead"
         )
+    _check_names(graph, kind)
     for path in recorder.norm_acts:
         _make_plain_norm(trial, path)
     return fx.GraphModule(trial, graph, kind).eval(), opaque
@@ -108,6 +109,17 @@ def _is_stale(graph: fx.Graph) -> bool:
         node.op == "get_attr" and str(node.target).startswith("_tensor_constant")
         for node in returned
     )
+
+
+def _check_names(graph: fx.Graph, kind: str) -> None:
+    taken = dir(fx.GraphModule(nn.Module(), fx.Graph()))
+    for node in (*graph.find_nodes(op="call_module"), *graph.find_nodes(op="get_attr")):
+        name = str(node.target).partition(".")[0]
+        if name in taken:
+            raise ProblemError(
+                f"model: {kind} has a part named {name!r}, as torch.fx.GraphModule has, expected "
+                "another name; or optimise its parts instead"
+            )
 
 
 class _Recorder(fx.Tracer):

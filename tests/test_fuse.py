@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from fusible import assert_same, images, parts_of, small
+from fusible import assert_same, block, images, optimised, own, parts_of, small
 from interop import import_timm, import_torchvision
 from small_models import randomise, relative_error, tiny
 from torch import nn
@@ -171,3 +171,24 @@ def test_channels_last_throughout():
         fast(images(torch.float32))
     assert len(seen) == len(fast.report.fused)
     assert all(out.is_contiguous(memory_format=torch.channels_last) for out in seen)
+
+
+@pytest.mark.parametrize("name", ["meta", "graph", "_graph", "code", "recompile", "shape_env"])
+@pytest.mark.parametrize("kind", [lambda: nn.Conv2d(8, 8, 1), lambda: nn.Parameter(torch.ones(8))])
+def test_names_that_the_copy_uses_itself(name, kind):
+    def run(self, x):
+        part = getattr(self, name)
+        return part(self.conv(x)) if isinstance(part, nn.Module) else self.conv(x) * part.sum()
+
+    model = own(run, **block())
+    setattr(model, name, kind())
+    with pytest.raises(rk.ProblemError, match=f"Own has a part named '{name}', as torch.fx"):
+        rk.optimize_for_inference(model.eval())
+
+
+def test_a_part_named_report():
+    model = own(lambda self, x: self.report(self.bn(self.conv(x))), **block(report=nn.ReLU6()))
+    fast = optimised(model)
+    for same in (fast, copy.deepcopy(fast)):
+        assert "conv" in same.meta["report"].fused and isinstance(same.report, nn.ReLU6)
+        assert_same(model, same, images(channels=8))
