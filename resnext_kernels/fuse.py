@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from . import fuse_graph as graphs
@@ -52,7 +53,7 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ProblemError: ``model`` or a part of it is in training mode or cannot be copied; it is
+        ProblemError: ``model`` or a part of it is in training mode, lazy or cannot be copied; it is
             TorchScript; a part has a name that `torch.fx.GraphModule` uses, as "graph" and "meta";
             its own forward (not that of a part, which then stays as it is) has control flow,
             autocast, random numbers, another container, writes to a buffer or to a tensor that it
@@ -63,9 +64,11 @@ def optimize_for_inference(model: nn.Module) -> fx.GraphModule:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: {type(model).__name__}, expected a torch.nn.Module")
     for name, module in model.named_modules():
+        where = f"its part {name!r}" if name else type(model).__name__
         if module.training:
-            where = f"its part {name!r}" if name else type(model).__name__
             raise ProblemError(f"model: {where} is in training mode, expected model.eval()")
+        if any(map(is_lazy, (*module.parameters(recurse=False), *module.buffers(recurse=False)))):
+            raise ProblemError(f"model: {where} is lazy, expected after its first forward")
     # Out of inference mode, so that the copy's tensors are not confined to it.
     with torch.inference_mode(False), torch.no_grad():
         fast, unrecorded = record(model)

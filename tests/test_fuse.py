@@ -89,6 +89,11 @@ def test_bad_models():
     model.layer2.train()
     with pytest.raises(rk.ProblemError, match="its part 'layer2' is in training mode"):
         rk.optimize_for_inference(model)
+    lazy = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d()).eval()
+    with pytest.raises(rk.ProblemError, match="its part '0' is lazy, expected after its first"):
+        rk.optimize_for_inference(lazy)
+    lazy(images(torch.float32))
+    assert rk.optimize_for_inference(lazy).report.fused
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
