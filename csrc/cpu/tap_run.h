@@ -115,8 +115,9 @@ class TapRunner {
                            ((p_.columns + kMaxColumns - 1) / kMaxColumns);
     const int64_t lines = rows * (to - from) * lines_of<E>(units_ * channels);
     between_runs_ = lines > S::kMostLinesAtOnce * blocks;
-    ahead_.start(first, c_.src_strides, rows, to - from, units_ * channels,
-                 between_runs_ ? blocks * runs(y) / phases_ : blocks);
+    // A row beside the image has no runs.
+    const int64_t parts = between_runs_ ? std::max<int64_t>(1, blocks * runs(y) / phases_) : blocks;
+    ahead_.start(first, c_.src_strides, rows, to - from, units_ * channels, parts);
   }
 
   // Taps of row y and of the phase's columns from column_ + j on. Those that read a zero beside the
