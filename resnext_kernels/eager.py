@@ -66,7 +66,10 @@ def direct(
         # Of inference tensors alone nothing is recorded: the dispatcher knows.
         convolve = ops.grouped_conv2d if input.is_inference() else GroupedConv2dFunction.apply
         return convolve(input, weight, bias, *problem.convolution, backend)
-    return in_format(fprop(problem, input, weight, bias, None, False), problem.memory_format)
+    out = fprop(problem, input, weight, bias, None, False)
+    if out.stride() == problem.output_strides:
+        return out
+    return in_format(out, problem.memory_format)
 
 
 class GroupedConv2dFunction(torch.autograd.Function):

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .formats import dense_strides
+
 Direction = Literal["fprop", "dgrad", "wgrad"]
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
@@ -204,6 +206,15 @@ class ConvProblem:
     @functools.cached_property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @functools.cached_property
+    def input_strides(self) -> tuple[int, int, int, int]:
+        """Those of the gradient by the input."""
+        return dense_strides(self.input_shape, self.memory_format)
+
+    @functools.cached_property
+    def output_strides(self) -> tuple[int, int, int, int]:
+        return dense_strides(self.output_shape, self.memory_format)
 
     @property
     def flops(self) -> int:

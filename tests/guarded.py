@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import itertools
 import mmap
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,9 +36,16 @@ def guarded(values: Tensor, at_end: bool) -> Tensor:
     return copy.copy_(values)
 
 
-def _empty(at_end: bool, shape: tuple[int, ...], problem: ConvProblem) -> Tensor:
-    zeros = torch.zeros(shape, dtype=problem.dtype)
-    return guarded(zeros.contiguous(memory_format=problem.memory_format), at_end)
+def _guarding(operator: Callable[..., None], place: int, at_end: bool) -> Callable[..., None]:
+    """``operator`` with what it writes, its argument number ``place``, beside a guard page."""
+
+    def call(*arguments: Any) -> None:
+        out = arguments[place]
+        copy = guarded(out, at_end)
+        operator(*arguments[:place], copy, *arguments[place + 1 :])
+        out.copy_(copy)
+
+    return call
 
 
 def run_guarded(seed: int) -> None:
@@ -61,9 +69,13 @@ def run_guarded(seed: int) -> None:
         (1, 2, 17, 33, 1, 2, 0, (4, 5)),
     )
     formats = torch.channels_last, torch.contiguous_format
+    operators = cpu._FPROP, cpu._DGRAD, cpu._WGRAD
     for case, dtype, at_end in itertools.product(problems, cpu.DTYPES, (True, False)):
         batch, groups, c, k, taps, stride, pad, size = case
-        cpu._empty = functools.partial(_empty, at_end)
+        cpu._FPROP, cpu._DGRAD, cpu._WGRAD = (
+            _guarding(operator, place, at_end)
+            for operator, place in zip(operators, (4, 2, 2), strict=True)
+        )
         for images, filters in itertools.product(formats, formats):
             input = torch.randn(batch, groups * c, *size, dtype=dtype)
             input = guarded(input.contiguous(memory_format=images), at_end)

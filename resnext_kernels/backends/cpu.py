@@ -9,12 +9,18 @@ import warnings
 import torch
 from torch import Tensor
 
+from ..formats import dense_strides
 from ..library import load_library
 from ..problem import ConvProblem
 from .reasons import of_operands, of_steps
 
 NAME = "cpu"
 LIBRARY = load_library("_cpu")
+# Bound once: what Python looks up in a call comes from memory again after another layer's work.
+if LIBRARY.loaded:
+    _FPROP = torch.ops.resnext_kernels_cpu.fprop.default
+    _DGRAD = torch.ops.resnext_kernels_cpu.dgrad.default
+    _WGRAD = torch.ops.resnext_kernels_cpu.wgrad.default
 DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
 # Each thread keeps the packed weights of a group: 4 MiB, more where its channels fill no vectors.
@@ -83,20 +89,18 @@ def fprop(
     weight = _filters(weight)
     if bias is not None:
         bias = bias.contiguous()
-    out = _empty(problem.output_shape, problem)
+    out = input.new_empty_strided(problem.output_shape, problem.output_strides)
     if residual is not None and not residual.is_contiguous():
         residual = residual.contiguous(memory_format=torch.channels_last)
-    torch.ops.resnext_kernels_cpu.fprop(
-        _images(input), weight, bias, residual, out, *problem.convolution, relu
-    )
+    _FPROP(_images(input), weight, bias, residual, out, *problem.convolution, relu)
     return out
 
 
 def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient by the input, shape ``problem.input_shape``."""
     weight = _filters(weight)
-    out = _empty(problem.input_shape, problem)
-    torch.ops.resnext_kernels_cpu.dgrad(_images(grad_output), weight, out, *problem.convolution)
+    out = grad_output.new_empty_strided(problem.input_shape, problem.input_strides)
+    _DGRAD(_images(grad_output), weight, out, *problem.convolution)
     return out
 
 
@@ -104,20 +108,18 @@ def wgrad(
     problem: ConvProblem, grad_output: Tensor, input: Tensor, memory_format: torch.memory_format
 ) -> Tensor:
     """Return the gradient by the weight, shape ``problem.weight_shape``, in ``memory_format``."""
-    out = torch.empty(
-        problem.weight_shape, dtype=problem.dtype, device="cpu", memory_format=memory_format
-    )
-    torch.ops.resnext_kernels_cpu.wgrad(
-        _images(grad_output), _images(input), out, *problem.convolution
-    )
+    strides = dense_strides(problem.weight_shape, memory_format)
+    out = input.new_empty_strided(problem.weight_shape, strides)
+    _WGRAD(_images(grad_output), _images(input), out, *problem.convolution)
     return out
 
 
 def _images(tensor: Tensor) -> Tensor:
     """``tensor`` as the kernels read it, the channels of a pixel or its planes side by side."""
-    pixels = tensor.stride(1) == 1 or tensor.shape[1] == 1
+    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
     planes = tensor.stride(3) == 1 and tensor.stride(2) == tensor.shape[3]
-    dense = pixels or planes or tensor.is_contiguous()
+    dense = planes or tensor.is_contiguous()
     return tensor if dense else tensor.contiguous(memory_format=torch.channels_last)
 
 
@@ -126,9 +128,3 @@ def _filters(weight: Tensor) -> Tensor:
     if weight.shape[1] % 2 == 0 and weight.is_contiguous(memory_format=torch.channels_last):
         return weight
     return weight.contiguous()
-
-
-def _empty(shape: tuple[int, ...], problem: ConvProblem) -> Tensor:
-    return torch.empty(
-        shape, dtype=problem.dtype, device="cpu", memory_format=problem.memory_format
-    )
