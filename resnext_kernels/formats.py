@@ -31,13 +31,16 @@ def unambiguous(operand: Tensor, memory_format: torch.memory_format) -> Tensor:
     Whichever those are, `Tensor.is_contiguous` says yes of the format; and convolutions of torch
     2.13 then take the strides at their word, for where a group or an image begins.
     """
-    if 1 not in operand.shape or any(
-        operand.stride() == dense_strides(operand.shape, format)
-        for format in (torch.channels_last, torch.contiguous_format)
-    ):
+    if 1 not in operand.shape or operand.stride() in _strides_of_formats(operand.shape):
         return operand
     dense = operand.contiguous(memory_format=memory_format)
     return dense.as_strided(dense.shape, dense_strides(dense.shape, memory_format))
+
+
+@functools.lru_cache(maxsize=4096)
+def _strides_of_formats(shape: tuple[int, ...]) -> tuple[tuple[int, int, int, int], ...]:
+    formats = torch.channels_last, torch.contiguous_format
+    return tuple(dense_strides(shape, format) for format in formats)
 
 
 @functools.lru_cache(maxsize=4096)

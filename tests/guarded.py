@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import mmap
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -69,12 +70,13 @@ def run_guarded(seed: int) -> None:
         (1, 2, 17, 33, 1, 2, 0, (4, 5)),
     )
     formats = torch.channels_last, torch.contiguous_format
-    operators = cpu._FPROP, cpu._DGRAD, cpu._WGRAD
+    operators = cpu._OPERATORS
     for case, dtype, at_end in itertools.product(problems, cpu.DTYPES, (True, False)):
         batch, groups, c, k, taps, stride, pad, size = case
-        cpu._FPROP, cpu._DGRAD, cpu._WGRAD = (
-            _guarding(operator, place, at_end)
-            for operator, place in zip(operators, (4, 2, 2), strict=True)
+        cpu._OPERATORS = SimpleNamespace(
+            fprop=_guarding(operators.fprop, 4, at_end),
+            dgrad=_guarding(operators.dgrad, 2, at_end),
+            wgrad=_guarding(operators.wgrad, 2, at_end),
         )
         for images, filters in itertools.product(formats, formats):
             input = torch.randn(batch, groups * c, *size, dtype=dtype)

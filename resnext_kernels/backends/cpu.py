@@ -16,11 +16,7 @@ from .reasons import of_operands, of_steps
 
 NAME = "cpu"
 LIBRARY = load_library("_cpu")
-# Bound once: what Python looks up in a call comes from memory again after another layer's work.
-if LIBRARY.loaded:
-    _FPROP = torch.ops.resnext_kernels_cpu.fprop.default
-    _DGRAD = torch.ops.resnext_kernels_cpu.dgrad.default
-    _WGRAD = torch.ops.resnext_kernels_cpu.wgrad.default
+_OPERATORS = torch.ops.resnext_kernels_cpu
 DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
 # Each thread keeps the packed weights of a group: 4 MiB, more where its channels fill no vectors.
@@ -60,7 +56,7 @@ def _row_words(problem: ConvProblem) -> int:
 
 def isa() -> str:
     """The instruction set the kernels run on, one of `ISAS`."""
-    return torch.ops.resnext_kernels_cpu.isa()
+    return _OPERATORS.isa()
 
 
 def _check_wanted_isa() -> None:
@@ -92,7 +88,7 @@ def fprop(
     out = input.new_empty_strided(problem.output_shape, problem.output_strides)
     if residual is not None and not residual.is_contiguous():
         residual = residual.contiguous(memory_format=torch.channels_last)
-    _FPROP(_images(input), weight, bias, residual, out, *problem.convolution, relu)
+    _OPERATORS.fprop(_images(input), weight, bias, residual, out, *problem.convolution, relu)
     return out
 
 
@@ -100,7 +96,7 @@ def dgrad(problem: ConvProblem, grad_output: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient by the input, shape ``problem.input_shape``."""
     weight = _filters(weight)
     out = grad_output.new_empty_strided(problem.input_shape, problem.input_strides)
-    _DGRAD(_images(grad_output), weight, out, *problem.convolution)
+    _OPERATORS.dgrad(_images(grad_output), weight, out, *problem.convolution)
     return out
 
 
@@ -110,7 +106,7 @@ def wgrad(
     """Return the gradient by the weight, shape ``problem.weight_shape``, in ``memory_format``."""
     strides = dense_strides(problem.weight_shape, memory_format)
     out = input.new_empty_strided(problem.weight_shape, strides)
-    _WGRAD(_images(grad_output), _images(input), out, *problem.convolution)
+    _OPERATORS.wgrad(_images(grad_output), _images(input), out, *problem.convolution)
     return out
 
 
