@@ -67,9 +67,7 @@ def direct(
         convolve = ops.grouped_conv2d if input.is_inference() else GroupedConv2dFunction.apply
         return convolve(input, weight, bias, *problem.convolution, backend)
     out = fprop(problem, input, weight, bias, None, False)
-    if out.stride() == problem.output_strides:
-        return out
-    return in_format(out, problem.memory_format)
+    return in_format(out, problem.memory_format, problem.output_strides)
 
 
 class GroupedConv2dFunction(torch.autograd.Function):

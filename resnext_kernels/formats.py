@@ -13,13 +13,15 @@ def format_of(tensor: Tensor) -> torch.memory_format:
     return torch._prims_common.suggest_memory_format(tensor)
 
 
-def in_format(result: Tensor, memory_format: torch.memory_format) -> Tensor:
+def in_format(
+    result: Tensor, memory_format: torch.memory_format, strides: tuple[int, int, int, int]
+) -> Tensor:
     """``result`` with the strides of the fake kernel, even where a size of 1 leaves a choice.
 
-    Of a tensor that nobody else holds yet: its strides may be changed in place. A view would not
-    do, for autograd refuses a ReLU in place on what it knows for one.
+    Those are ``strides``, the `dense_strides` of its shape in ``memory_format``. Nobody else holds
+    ``result`` yet: its own strides may be changed in place. A view would not do, for autograd
+    refuses a ReLU in place on what it knows for one.
     """
-    strides = dense_strides(result.shape, memory_format)
     if result.stride() == strides:
         return result
     return result.contiguous(memory_format=memory_format).as_strided_(result.shape, strides)

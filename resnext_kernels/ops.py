@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, flops
-from .formats import format_of, in_format
+from .formats import dense_strides, format_of, in_format
 from .kept import Kept
 from .problem import Convolution, ConvProblem, Pair, ProblemError, validate
 
@@ -92,7 +92,7 @@ def compute_fused(
     problem, chosen = plan
     _check_epilogue(problem, input, residual, activation)
     out = chosen.fprop(problem, input, weight, bias, residual, activation == "relu")
-    return in_format(out, problem.memory_format)
+    return in_format(out, problem.memory_format, problem.output_strides)
 
 
 def _check_epilogue(
@@ -157,10 +157,12 @@ def gradients(
     problem, dgrad, wgrad, weight_format = plan
     to_input = to_weight = None
     if dgrad is not None:
-        to_input = in_format(dgrad.dgrad(problem, grad_output, weight), problem.memory_format)
+        to_input = dgrad.dgrad(problem, grad_output, weight)
+        to_input = in_format(to_input, problem.memory_format, problem.input_strides)
     if wgrad is not None:
         to_weight = wgrad.wgrad(problem, grad_output, input, weight_format)
-        to_weight = in_format(to_weight, weight_format)
+        strides = dense_strides(problem.weight_shape, weight_format)
+        to_weight = in_format(to_weight, weight_format, strides)
     return to_input, to_weight, grad_output.sum((0, 2, 3)) if output_mask[2] else None
 
 
